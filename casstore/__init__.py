@@ -1,0 +1,117 @@
+"""casstore: a content-addressed version store that services embed.
+
+::
+
+    from casstore import Artifact, Store
+
+    with Store.open("data.cas", create=True) as store:
+        artifact = Artifact("bike-dataset", type="dataset")
+        artifact.add_dir("images", name="images")
+        version = store.log_artifact(artifact, aliases=["best"])
+        version.download("out")
+"""
+
+from casstore.artifact import Artifact
+from casstore.checkout import DownloadReport
+from casstore.comparing import Diff
+from casstore.config import ChunkerParams, Runtime, Settings, StoreConfig
+from casstore.digest import Digest
+from casstore.errors import (
+    AliasGuardError,
+    AlreadyExistsError,
+    ArtifactFinalizedError,
+    ArtifactNotLoggedError,
+    BackendError,
+    CasstoreError,
+    ChunkMissingError,
+    CollectionNotFoundError,
+    ConfirmationRequired,
+    ConflictError,
+    DigestMismatchError,
+    EntryNotFoundError,
+    FormatError,
+    GCDisabledError,
+    IntegrityError,
+    InvalidInputError,
+    InvalidMetadataError,
+    InvalidNameError,
+    InvalidPathError,
+    InvalidSizeError,
+    LimitError,
+    NotFoundError,
+    PathConflictError,
+    ReadOnlyError,
+    RefusedError,
+    StaleBaseError,
+    StoreBusyError,
+    StoreNotFoundError,
+    TransientBackendError,
+    TypeConflictError,
+    UnsupportedFormatError,
+    UnsupportedSchemeError,
+    VerificationError,
+    VersionNotFoundError,
+)
+from casstore.gc import GCReport
+from casstore.model import Entry
+from casstore.policy import INHERIT, Policy
+from casstore.scrub import FsckReport
+from casstore.store import Store
+from casstore.trash import TrashItem
+from casstore.version import Deletion, Version
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "INHERIT",
+    "AliasGuardError",
+    "AlreadyExistsError",
+    "Artifact",
+    "ArtifactFinalizedError",
+    "ArtifactNotLoggedError",
+    "BackendError",
+    "CasstoreError",
+    "ChunkMissingError",
+    "ChunkerParams",
+    "CollectionNotFoundError",
+    "ConfirmationRequired",
+    "ConflictError",
+    "Deletion",
+    "Diff",
+    "Digest",
+    "DigestMismatchError",
+    "DownloadReport",
+    "Entry",
+    "EntryNotFoundError",
+    "FormatError",
+    "FsckReport",
+    "GCDisabledError",
+    "GCReport",
+    "IntegrityError",
+    "InvalidInputError",
+    "InvalidMetadataError",
+    "InvalidNameError",
+    "InvalidPathError",
+    "InvalidSizeError",
+    "LimitError",
+    "NotFoundError",
+    "PathConflictError",
+    "Policy",
+    "ReadOnlyError",
+    "RefusedError",
+    "Runtime",
+    "Settings",
+    "StaleBaseError",
+    "Store",
+    "StoreBusyError",
+    "StoreConfig",
+    "StoreNotFoundError",
+    "TransientBackendError",
+    "TrashItem",
+    "TypeConflictError",
+    "UnsupportedFormatError",
+    "UnsupportedSchemeError",
+    "VerificationError",
+    "Version",
+    "VersionNotFoundError",
+]

@@ -1,0 +1,495 @@
+"""What the user wants logged: a draft of named content. Knows no store.
+
+Files are remembered by path and read once, when the artifact is logged; bytes and streams are spooled to an
+unnamed temporary file. Every method either succeeds or leaves the draft as it was.
+"""
+
+from __future__ import annotations
+
+import codecs
+import io
+import os
+import tempfile
+import warnings
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import IO, BinaryIO, Protocol
+
+from casstore.digest import Digest
+from casstore.errors import (
+    ArtifactFinalizedError,
+    EntryNotFoundError,
+    InvalidInputError,
+    PathConflictError,
+)
+from casstore.model import Entry, EntryKind, JsonMap
+from casstore.names import canonical_metadata, check_description, check_name, check_path, check_type
+from casstore.sources import (
+    EmptyDirectory,
+    Globs,
+    Link,
+    LocalFile,
+    Scan,
+    Source,
+    Spooled,
+    Taken,
+    ancestors,
+    local_file,
+    open_local,
+    source_path,
+)
+
+SPOOL_BYTES = 1024 * 1024
+"""smaller streams stay in memory"""
+COPY_BYTES = 1024 * 1024
+SYMLINKS = ("error", "skip", "follow", "store")
+NEW_FILE_MODES = ("x", "w", "xb", "wb", "xt", "wt")
+
+
+class Base(Protocol):
+    """The stored version a draft starts from."""
+
+    @property
+    def name(self) -> str:
+        """``name:vN``."""
+        ...
+
+    @property
+    def number(self) -> int:
+        """Its number."""
+        ...
+
+    @property
+    def root(self) -> bytes:
+        """Root of its tree."""
+        ...
+
+    @property
+    def pin(self) -> bytes | None:
+        """The pin that keeps its content for this draft."""
+        ...
+
+    def find(self, path: str) -> Entry | None:
+        """The entry at a path."""
+        ...
+
+    def walk(self, prefix: str) -> Iterator[Entry]:
+        """Entries whose path begins with a prefix, in order."""
+        ...
+
+
+class Artifact:
+    """A draft: a name, a type, labels, and paths with content. Not thread-safe.
+
+    ``name`` and ``type``: 1 to 128 of ``A-Z a-z 0-9 . _ -``. ``metadata``: a JSON object with at most 100
+    top-level keys and 1 MiB. Raises `InvalidNameError`, `InvalidMetadataError`, `LimitError`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        type: str = "file",  # noqa: A002 - the word users of artifacts know
+        description: str | None = None,
+        metadata: JsonMap | None = None,
+    ) -> None:
+        self._name = check_name(name)
+        self._type = check_type(type)
+        self._description = check_description(description)
+        self._metadata: dict[str, object] = {}
+        self.metadata = metadata or {}
+        self._sources: dict[str, Source] = {}
+        self._removed: dict[str, None] = {}
+        self._directories: Counter[str] = Counter()
+        self._base: Base | None = None
+        self._project: str | None = None
+        self._finalized = False
+
+    def __repr__(self) -> str:
+        return (
+            f"<Artifact {self._name!r} type {self._type!r}, {len(self._sources)} added, {len(self._removed)} removed>"
+        )
+
+    # --- labels
+
+    @property
+    def name(self) -> str:
+        """The collection this will be logged to."""
+        return self._name
+
+    @property
+    def type(self) -> str:
+        """The type of the artifact; one type per collection."""
+        return self._type
+
+    @property
+    def description(self) -> str:
+        """Free text, at most 64 KiB; never part of the digest."""
+        return self._description
+
+    @description.setter
+    def description(self, text: str | None) -> None:
+        self._description = check_description(text)
+
+    @property
+    def metadata(self) -> dict[str, object]:
+        """A JSON object; checked when it is assigned and again when the artifact is logged."""
+        return self._metadata
+
+    @metadata.setter
+    def metadata(self, metadata: JsonMap | None) -> None:
+        canonical_metadata(metadata)
+        self._metadata = dict(metadata or {})
+
+    @property
+    def base(self) -> str | None:
+        """``name:vN`` this draft was made from."""
+        return None if self._base is None else self._base.name
+
+    # --- adding
+
+    def add_file(
+        self,
+        local_path: str | os.PathLike[str],
+        name: str | None = None,
+        is_tmp: bool | None = None,  # noqa: FBT001 - W&B's signature
+        skip_cache: bool | None = None,  # noqa: FBT001
+        policy: str = "mutable",
+        overwrite: bool = False,  # noqa: FBT001, FBT002
+    ) -> Entry:
+        """Add a regular file; its path in the artifact is ``name``, or its own last part.
+
+        The file is read when the artifact is logged and must not change until then. Adding the same content at
+        the same path again does nothing; other content raises `PathConflictError` without ``overwrite``.
+        Raises `InvalidInputError` if it is not a regular file, `InvalidPathError`.
+        """
+        _warn_ignored(is_tmp=is_tmp, skip_cache=skip_cache)
+        if policy not in {"mutable", "immutable"}:
+            raise InvalidInputError(f"policy {policy!r} is not valid", hint="mutable or immutable")
+        local = source_path(local_path)
+        source = local_file(local)
+        path = check_path(os.path.basename(local.rstrip("/")) if name is None else name)
+        self._insert({path: source}, overwrite=overwrite)
+        return self._entry(path)
+
+    def add_bytes(self, data: bytes | bytearray | memoryview, name: str, overwrite: bool = False) -> Entry:  # noqa: FBT001, FBT002
+        """Add some bytes under a path. Errors as `add_file`."""
+        if not isinstance(data, bytes | bytearray | memoryview):
+            raise InvalidInputError(f"add_bytes needs bytes, not {type(data).__name__}")
+        return self.add_stream(io.BytesIO(data), name, overwrite)
+
+    def add_stream(self, fileobj: BinaryIO | IO[bytes], name: str, overwrite: bool = False) -> Entry:  # noqa: FBT001, FBT002
+        """Add what a binary file object holds from here on; it is read now. Errors as `add_file`."""
+        path = check_path(name)
+        self._check_open()
+        spool = _spool()
+        try:
+            while block := fileobj.read(COPY_BYTES):
+                spool.write(block)
+        except TypeError:
+            raise InvalidInputError("add_stream needs a file opened in binary mode") from None
+        self._insert({path: _spooled(spool)}, overwrite=overwrite)
+        return self._entry(path)
+
+    @contextmanager
+    def new_file(self, name: str, mode: str = "x", encoding: str | None = None) -> Iterator[IO[str] | IO[bytes]]:
+        """A file to write into; it is added when the block ends, and not at all if the block raises.
+
+        Modes ``x`` and ``w``, with ``b`` for bytes: ``x`` refuses a path that exists, ``w`` replaces it.
+        """
+        if mode not in NEW_FILE_MODES:
+            raise InvalidInputError(f"mode {mode!r} is not valid", hint="x, w, xb or wb")
+        path = check_path(name)
+        self._check_open()
+        if "x" in mode and self._has(path):
+            raise PathConflictError(f"{path!r} is in the artifact already", hint="use mode w to replace it")
+        self._check_place(path)
+        spool = _spool()
+        if "b" in mode:
+            if encoding is not None:
+                raise InvalidInputError("a binary file has no encoding")
+            yield spool
+        else:
+            text = io.TextIOWrapper(spool, encoding=_encoding(encoding), newline="")
+            yield text
+            text.flush()
+            text.detach()
+        self._insert({path: _spooled(spool)}, overwrite="w" in mode)
+
+    def add_dir(
+        self,
+        local_path: str | os.PathLike[str],
+        name: str | None = None,
+        merge: bool = False,  # noqa: FBT001, FBT002
+        *,
+        symlinks: str = "error",
+        include: Sequence[str] = (),
+        exclude: Sequence[str] = (),
+        keep_mode: bool = False,
+        keep_empty_dirs: bool = False,
+        allow_outside: bool = False,
+        skip_cache: bool | None = None,
+        policy: str = "mutable",
+    ) -> None:
+        """Add a directory tree, at the artifact's root or below ``name``. All of it or nothing.
+
+        A path that is there with other content raises `PathConflictError`; ``merge=True`` replaces it instead,
+        and never removes anything. ``symlinks``: ``error`` (listing them), ``skip``, ``follow`` (inside the
+        tree only, unless ``allow_outside``), or ``store`` as links. ``include`` and ``exclude`` are globs over
+        the relative path; a glob without ``/`` also matches any single part. Anything that is not a file, a
+        directory or a link raises `InvalidInputError`.
+        """
+        _warn_ignored(skip_cache=skip_cache)
+        if symlinks not in SYMLINKS:
+            raise InvalidInputError(f"symlinks={symlinks!r} is not valid", hint=", ".join(SYMLINKS))
+        if policy not in {"mutable", "immutable"}:
+            raise InvalidInputError(f"policy {policy!r} is not valid", hint="mutable or immutable")
+        self._check_open()
+        local = source_path(local_path)
+        if not os.path.isdir(local):
+            what = "is not a directory" if os.path.lexists(local) else "does not exist"
+            raise InvalidInputError(f"{local!r} {what}")
+        prefix = "" if name is None else check_path(name.rstrip("/") if name else name) + "/"
+        scan = Scan(local, symlinks, Globs(include, exclude), allow_outside=allow_outside)
+        found: dict[str, Source] = {}
+        for relative, source in scan.run(keep_empty_dirs=keep_empty_dirs):
+            kept = source
+            if isinstance(kept, LocalFile) and not keep_mode:
+                kept = replace(kept, mode=None)
+            found[check_path(prefix + relative)] = kept
+        self._insert(found, overwrite=merge)
+
+    def add_entry(self, entry: Entry, name: str | None = None, overwrite: bool = False) -> Entry:  # noqa: FBT001, FBT002
+        """Take over an entry of a logged version of the same store, sharing its chunks. Errors as `add_file`."""
+        if entry.reader is None:
+            raise InvalidInputError(f"{entry.path!r} is not an entry of a logged version")
+        path = check_path(entry.path if name is None else name)
+        self._insert({path: Taken(replace(entry, path=path))}, overwrite=overwrite)
+        return self._entry(path)
+
+    def _insert(self, found: dict[str, Source], *, overwrite: bool) -> None:
+        """Add sources if all of them can be; the one place where a draft grows."""
+        self._check_open()
+        new: dict[str, Source] = {}
+        directories: Counter[str] = Counter()
+        for path, source in found.items():
+            self._check_place(path, directories, found)
+            directories.update(ancestors(path))
+            if self._has(path) and not overwrite:
+                if not self._same(path, source):
+                    raise PathConflictError(
+                        f"{path!r} is in the artifact already, with other content", hint="overwrite=True or merge=True"
+                    )
+                continue
+            new[path] = source
+        for path, source in new.items():
+            if path not in self._sources:
+                self._directories.update(ancestors(path))
+            self._sources[path] = source
+            self._removed.pop(path, None)
+
+    def _check_place(
+        self, path: str, directories: Counter[str] | None = None, beside: dict[str, Source] | None = None
+    ) -> None:
+        """Raise `PathConflictError` if a path is a file here and a directory there."""
+        if self._directories[path] or (directories is not None and directories[path]) or self._base_directory(path):
+            raise PathConflictError(f"{path!r} is a directory in the artifact")
+        for parent in ancestors(path):
+            if (beside is not None and parent in beside) or self._has(parent):
+                raise PathConflictError(f"{parent!r} is a file in the artifact, so {path!r} cannot be below it")
+
+    def _base_directory(self, path: str) -> bool:
+        if self._base is None:
+            return False
+        return any(entry.path not in self._removed for entry in self._base.walk(path + "/"))
+
+    def _in_base(self, path: str) -> Entry | None:
+        if self._base is None or path in self._removed:
+            return None
+        return self._base.find(path)
+
+    def _has(self, path: str) -> bool:
+        return path in self._sources or self._in_base(path) is not None
+
+    def _same(self, path: str, source: Source) -> bool:
+        """True if the content at a path is that of a source."""
+        there: Source | None = self._sources.get(path)
+        if there is None:
+            entry = self._in_base(path)
+            if entry is None:
+                return False
+            there = Taken(entry)
+        if there == source:
+            return True
+        ours, theirs = _open_source(there), _open_source(source)
+        if ours is None or theirs is None:
+            return False
+        with ours, theirs:
+            while True:
+                a, b = ours.read(COPY_BYTES), theirs.read(COPY_BYTES)
+                if a != b:
+                    return False
+                if not a:
+                    return True
+
+    def _check_open(self) -> None:
+        if self._finalized:
+            raise ArtifactFinalizedError(
+                f"artifact {self._name!r} is finalized", hint="make a draft of the version: version.new_draft()"
+            )
+
+    # --- removing and looking
+
+    def remove(self, item: str | Entry) -> int:
+        """Remove a path, or everything below a directory path; returns how many entries went.
+
+        Raises `EntryNotFoundError`.
+        """
+        self._check_open()
+        path = item.path if isinstance(item, Entry) else item
+        if not isinstance(path, str):
+            raise InvalidInputError(f"{path!r} is not a path")
+        path = path.rstrip("/")
+        gone = [p for p in self._sources if p == path or p.startswith(path + "/")] if path else []
+        hidden: list[str] = []
+        if self._base is not None and path:
+            below = [entry.path for entry in self._base.walk(path + "/")]
+            exact = self._base.find(path)
+            hidden = [p for p in [*below, *([exact.path] if exact else [])] if p not in self._removed]
+        if not gone and not hidden:
+            raise EntryNotFoundError(f"{path!r} is not in the artifact")
+        for added in gone:
+            del self._sources[added]
+            self._directories.subtract(ancestors(added))
+        self._removed.update(dict.fromkeys(hidden))
+        return len(set(gone) | set(hidden))
+
+    def get_entry(self, name: str) -> Entry:
+        """The entry at a path. Raises `EntryNotFoundError`."""
+        if name not in self._sources:
+            entry = self._in_base(name)
+            if entry is None:
+                raise EntryNotFoundError(f"{name!r} is not in the artifact")
+            return entry
+        return self._entry(name)
+
+    def __contains__(self, path: object) -> bool:
+        return isinstance(path, str) and self._has(path)
+
+    def files(self) -> Iterator[Entry]:
+        """All entries of the draft, in path order."""
+        paths = sorted(self._sources, key=str.encode)
+        base = iter(()) if self._base is None else self._base.walk("")
+        at = 0
+        for entry in base:
+            if entry.path in self._removed or entry.path in self._sources:
+                continue
+            while at < len(paths) and paths[at].encode() < entry.path.encode():
+                yield self._entry(paths[at])
+                at += 1
+            yield entry
+        for path in paths[at:]:
+            yield self._entry(path)
+
+    def get_added_local_path_name(self, local_path: str | os.PathLike[str]) -> str | None:
+        """Where in the draft a local file was added, or None."""
+        wanted = os.path.abspath(os.fspath(local_path))
+        for path, source in self._sources.items():
+            if isinstance(source, LocalFile) and os.path.abspath(source.path) == wanted:
+                return path
+        return None
+
+    def finalize(self) -> None:
+        """Freeze the content: every later change of it raises `ArtifactFinalizedError`."""
+        self._finalized = True
+
+    def is_draft(self) -> bool:
+        """True until the artifact is logged or finalized."""
+        return not self._finalized
+
+    def _entry(self, path: str) -> Entry:
+        source = self._sources[path]
+        match source:
+            case LocalFile():
+                return Entry(path, size=source.signature.size, mode=source.mode)
+            case Spooled():
+                return Entry(path, size=source.size)
+            case Link():
+                return Entry(path, EntryKind.LINK, target=source.target)
+            case EmptyDirectory():
+                return Entry(path, EntryKind.DIRECTORY)
+            case Taken():
+                return source.entry
+
+    # --- for ingest
+
+    def changes(self) -> list[tuple[str, Source | None]]:
+        """Paths that differ from the base, in byte order, with their new content or None."""
+        changes: dict[str, Source | None] = {path: None for path in self._removed if path not in self._sources}
+        changes.update(self._sources)
+        return sorted(changes.items(), key=lambda pair: pair[0].encode())
+
+
+def draft_of(base: Base, name: str, kind: str, description: str, metadata: JsonMap, project: str) -> Artifact:
+    """A draft with the content of a stored version (used by ``Version.new_draft``)."""
+    artifact = Artifact(name, kind, description, metadata)
+    artifact._base = base  # noqa: SLF001 - the other constructor
+    artifact._project = project  # noqa: SLF001
+    return artifact
+
+
+def draft_base(artifact: Artifact) -> tuple[Base | None, str | None]:
+    """The version a draft starts from, and the ``entity/project`` it belongs to."""
+    return artifact._base, artifact._project  # noqa: SLF001
+
+
+def _open_source(source: Source) -> BinaryIO | None:
+    match source:
+        case LocalFile():
+            return open_local(source)
+        case Spooled():
+            source.file.seek(0)
+            return io.BytesIO(source.file.read()) if source.size <= SPOOL_BYTES else _View(source)
+        case Taken() if source.entry.kind is EntryKind.FILE:
+            return source.entry.open()
+        case _:
+            return None
+
+
+class _View(io.RawIOBase, BinaryIO):
+    """Reads a spooled file without owning it."""
+
+    def __init__(self, source: Spooled) -> None:
+        self._file = source.file
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+
+def _encoding(name: str | None) -> str:
+    try:
+        return codecs.lookup(name or "utf-8").name
+    except LookupError:
+        raise InvalidInputError(f"encoding {name!r} is not known") from None
+
+
+def _spool() -> IO[bytes]:
+    return tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)
+
+
+def _spooled(spool: IO[bytes]) -> Spooled:
+    spool.flush()
+    return Spooled(spool, spool.seek(0, os.SEEK_END))
+
+
+def _warn_ignored(**options: object) -> None:
+    for name, value in options.items():
+        if value is not None:
+            warnings.warn(f"{name}= has no effect in casstore", DeprecationWarning, stacklevel=3)
+
+
+__all__ = ["Artifact", "Base", "Digest"]

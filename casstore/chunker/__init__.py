@@ -1,0 +1,85 @@
+"""Where to cut a file: chunk boundaries from content, the same in every process and for ever."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Protocol
+
+from casstore.chunker import fastcdc
+from casstore.chunker.fastcdc import kernel
+from casstore.config import ChunkerParams
+from casstore.digest import Buffer
+from casstore.errors import UnsupportedFormatError
+
+__all__ = ["Chunker", "FastCDC", "Fixed", "chunker_for", "kernel"]
+
+
+class Chunker(Protocol):
+    """Finds chunk boundaries. Thread-safe, without state, picklable."""
+
+    @property
+    def params(self) -> ChunkerParams:
+        """The algorithm and its sizes."""
+        ...
+
+    def boundaries(self, data: Buffer, *, final: bool) -> list[int]:
+        """End offsets of the chunks of ``data``, ascending; the first chunk starts at 0.
+
+        Unless ``final``, only cuts that more data cannot change: pass the tail after the last one again, in front of
+        what follows. When ``final`` the last offset is the size of the data; empty data has no chunks. However the
+        data is split, the cuts are the same. The buffer must not change during the call.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class FastCDC:
+    """``fastcdc-2020``: boundaries follow content, so an insertion moves few of them."""
+
+    params: ChunkerParams
+    _cut: fastcdc.Boundaries = field(init=False, repr=False, compare=False, default_factory=fastcdc.selected)
+
+    def boundaries(self, data: Buffer, *, final: bool) -> list[int]:
+        """See `Chunker.boundaries`."""
+        params = self.params
+        return self._cut(data, params.minimum, params.average, params.maximum, final)
+
+    def __reduce__(self) -> tuple[type[FastCDC], tuple[ChunkerParams]]:
+        return FastCDC, (self.params,)  # the kernel is chosen where it is unpickled
+
+
+@dataclass(frozen=True, slots=True)
+class Fixed:
+    """``fixed``: a boundary each ``average`` bytes; for data that never shifts, such as disk images."""
+
+    params: ChunkerParams
+
+    def boundaries(self, data: Buffer, *, final: bool) -> list[int]:
+        """See `Chunker.boundaries`."""
+        with memoryview(data) as view:
+            size = view.nbytes
+        step = self.params.average
+        ends = list(range(step, size + 1, step))
+        if final and size % step:
+            ends.append(size)
+        return ends
+
+
+_ALGORITHMS: dict[str, Callable[[ChunkerParams], Chunker]] = {"fastcdc-2020": FastCDC, "fixed": Fixed}
+
+
+def chunker_for(params: ChunkerParams) -> Chunker:
+    """The chunker a store asks for.
+
+    Raises `UnsupportedFormatError` for an algorithm this version does not know, `InvalidInputError` when
+    ``CASSTORE_CHUNKER_KERNEL`` demands a kernel that is not here.
+    """
+    try:
+        algorithm = _ALGORITHMS[params.algorithm]
+    except KeyError:
+        raise UnsupportedFormatError(
+            f"unknown chunking algorithm {params.algorithm!r}",
+            hint="the store was made by a newer casstore: upgrade",
+        ) from None
+    return algorithm(params)

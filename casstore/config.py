@@ -1,0 +1,173 @@
+"""What is fixed when a store is created, what a process may tune, and the world it runs in.
+
+The only module that reads the clock, random numbers, the host's name or the environment; others are handed
+a `Runtime`.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import secrets
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+
+import platformdirs
+
+from casstore.errors import InvalidInputError
+
+KIB = 1024
+MIB = 1024 * KIB
+GIB = 1024 * MIB
+
+ENV_PREFIX = "CASSTORE_"
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkerParams:
+    """How files are cut: an algorithm and its sizes in bytes (docs/decisions/0003)."""
+
+    algorithm: str = "fastcdc-2020"
+    minimum: int = 8 * KIB
+    average: int = 32 * KIB
+    maximum: int = 128 * KIB
+
+    def __post_init__(self) -> None:
+        if not 64 <= self.minimum <= self.average <= self.maximum <= 16 * MIB:
+            raise InvalidInputError(
+                f"chunk sizes {self.minimum} <= {self.average} <= {self.maximum} must rise from 64 to 16 MiB"
+            )
+        if self.average & (self.average - 1):
+            raise InvalidInputError(f"the average chunk size {self.average} is not a power of two")
+
+
+@dataclass(frozen=True, slots=True)
+class StoreConfig:
+    """Fixed at creation, kept in the store's ``format`` object."""
+
+    digest: str = "blake3"
+    chunker: ChunkerParams = field(default_factory=ChunkerParams)
+    frame_bytes: int = 256 * KIB
+    """plaintext bytes a frame aims at"""
+    pack_bytes: int = 64 * MIB
+    """stored bytes a pack aims at"""
+    node_bytes: int = 16 * KIB
+    """average encoded size of a tree node"""
+    store_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What one process may choose for itself; never stored."""
+
+    workers: int = field(default_factory=lambda: max(2, min(8, os.cpu_count() or 2)))
+    zstd_level: int = 3
+    index_map_bytes: int = 1 * GIB
+    """first size of the LMDB map; it grows by itself"""
+    commit_attempts: int = 1000
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """Clock, randomness, sleep and names: everything that is not a function of the input.
+
+    Tests replace it. ``clock`` returns an aware UTC datetime; it is the only time a store knows.
+    """
+
+    clock: Callable[[], datetime] = lambda: datetime.now(UTC)
+    random_bytes: Callable[[int], bytes] = secrets.token_bytes
+    jitter: Callable[[], float] = random.random
+    sleep: Callable[[float], None] = time.sleep
+    monotonic: Callable[[], float] = time.monotonic
+    actor: str = field(default_factory=lambda: default_actor())
+    writer: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+
+    def now(self) -> int:
+        """The clock in integer microseconds since the epoch."""
+        return to_micros(self.clock())
+
+
+def to_micros(moment: datetime) -> int:
+    """Microseconds since the epoch of an aware datetime. Raises `InvalidInputError` for a naive one."""
+    if moment.tzinfo is None:
+        raise InvalidInputError("the clock must return an aware datetime", hint="datetime.now(timezone.utc)")
+    delta = moment - datetime(1970, 1, 1, tzinfo=UTC)
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
+
+
+def from_micros(micros: int) -> datetime:
+    """The aware UTC datetime of some microseconds since the epoch."""
+    seconds, rest = divmod(micros, 1_000_000)
+    return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest)
+
+
+def default_actor() -> str:
+    """Who acts, for the log: ``CASSTORE_ACTOR``, else the login name."""
+    return os.environ.get(ENV_PREFIX + "ACTOR") or os.environ.get("USER") or os.environ.get("LOGNAME") or "unknown"
+
+
+def environment(name: str) -> str | None:
+    """A ``CASSTORE_*`` variable, or None when unset or empty."""
+    return os.environ.get(ENV_PREFIX + name) or None
+
+
+def environment_flag(name: str) -> bool | None:
+    """A ``CASSTORE_*`` switch: exactly ``true``, ``false``, ``1`` or ``0``."""
+    text = environment(name)
+    if text is None:
+        return None
+    if text not in {"true", "false", "1", "0"}:
+        raise InvalidInputError(f"{ENV_PREFIX}{name} is {text!r}", hint="use true, false, 1 or 0")
+    return text in {"true", "1"}
+
+
+def crash_point() -> int:
+    """``CASSTORE_CRASH_AT=n``: exit at once after the n-th effect of this process; 0 = never. For tests."""
+    text = environment("CRASH_AT")
+    if text is None:
+        return 0
+    if not text.isdigit():
+        raise InvalidInputError(f"{ENV_PREFIX}CRASH_AT is {text!r}", hint="a whole number")
+    return int(text)
+
+
+def process_id() -> int:
+    """This process."""
+    return os.getpid()
+
+
+def boot_id() -> str:
+    """Changes when the operating system restarts; empty where the system does not tell."""
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
+    except OSError:
+        return ""
+
+
+_NETWORK = ("nfs", "cifs", "smb", "9p", "ceph", "lustre", "gpfs", "fuse.")
+
+
+def on_network(path: Path) -> bool:
+    """True if a path is on a file system that LMDB must not be on (it needs coherent shared memory)."""
+    best, kind = "", ""
+    try:
+        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        return False
+    target = str(path.resolve())
+    for line in mounts:
+        _, where, fstype, *_ = line.split(" ")
+        inside = target == where or target.startswith(where.rstrip("/") + "/")
+        if inside and len(where) >= len(best):
+            best, kind = where, fstype
+    return kind.startswith(_NETWORK)
+
+
+def cache_directory() -> Path:
+    """Where views of remote or read-only stores go: ``CASSTORE_CACHE_DIR``, else the user's cache directory."""
+    chosen = environment("CACHE_DIR")
+    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("casstore"))

@@ -1,0 +1,178 @@
+"""The bytes behind an entry: ranges, seekable files, names of damage."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO
+
+from casstore.catalogue import Found
+from casstore.digest import Digest
+from casstore.engine import Engine
+from casstore.errors import FormatError, IntegrityError, InvalidInputError
+from casstore.format.nodes import CHUNK_LIST, encode_chunk, encode_node
+from casstore.model import Entry, EntryKind
+from casstore.tree import chunk_list, find, walk
+
+WINDOW = 8 * 1024 * 1024
+"""bytes fetched together when a range is long"""
+
+Piece = tuple[int, bytes, int]
+"""position in the file, digest, length"""
+
+
+@contextmanager
+def naming(found: Found, path: str | None = None) -> Iterator[None]:
+    """Errors about damaged bytes, named after the collection, version and path that needs them."""
+    try:
+        yield
+    except IntegrityError as error:
+        if error.collection is None:
+            raise named(error, found, path) from error.__cause__
+        raise
+    except FormatError as error:
+        raise named(IntegrityError(error.message, hint=error.hint), found, path) from None
+
+
+def named(error: IntegrityError, found: Found, path: str | None) -> IntegrityError:
+    """A copy of an error that says which version and path cannot be read."""
+    where = found.label if path is None else f"{found.label}/{path}"
+    copy = type(error)(f"{where}: {error.message}", hint=error.hint or "casstore fsck --read-data")
+    copy.collection, copy.version, copy.path = found.name.short, f"v{found.version.number}", path
+    copy.digest = error.digest
+    return copy
+
+
+def pieces(engine: Engine, entry: Entry, offset: int = 0, end: int | None = None) -> Iterator[Piece]:
+    """The chunks of a file that touch a byte range, in order."""
+    if entry.tree is not None:
+        yield from chunk_list(entry.tree, engine.node, offset=offset, end=end)
+        return
+    at = 0
+    for digest, length in entry.chunks:
+        if end is not None and at >= end:
+            return
+        if at + length > offset:
+            yield at, digest, length
+        at += length
+
+
+def windows(parts: Iterator[Piece], size: int = WINDOW) -> Iterator[list[Piece]]:
+    """Pieces in groups of about ``size`` bytes."""
+    group: list[Piece] = []
+    total = 0
+    for piece in parts:
+        group.append(piece)
+        total += piece[2]
+        if total >= size:
+            yield group
+            group, total = [], 0
+    if group:
+        yield group
+
+
+def read_range(engine: Engine, entry: Entry, offset: int = 0, length: int | None = None) -> bytes:
+    """Bytes of a file, each chunk verified. Raises `IntegrityError`, `InvalidInputError`."""
+    if entry.kind is not EntryKind.FILE:
+        raise InvalidInputError(f"{entry.path!r} is a {entry.kind}, not a file")
+    if offset < 0 or (length is not None and length < 0):
+        raise InvalidInputError("offset and length must not be negative")
+    end = entry.size if length is None else min(entry.size, offset + length)
+    if offset >= end:
+        return b""
+    out = bytearray()
+    for group in windows(pieces(engine, entry, offset, end)):
+        fetched = engine.reader.fetch(digest for _, digest, _ in group)
+        for at, digest, _ in group:
+            data = fetched.get(digest)
+            out += data[max(0, offset - at) : end - at]
+    return bytes(out)
+
+
+def content_digest(engine: Engine, entry: Entry) -> Digest | None:
+    """The name of a file's content: of its bytes if they are one chunk, else of its chunk list."""
+    if entry.kind is not EntryKind.FILE:
+        return None
+    if entry.tree is not None:
+        return engine.digest(entry.tree)
+    if len(entry.chunks) == 1:
+        return engine.digest(entry.chunks[0][0])
+    if not entry.chunks:
+        return engine.digest(engine.hash(b""))
+    return engine.digest(engine.hash(encode_node(CHUNK_LIST, 0, [encode_chunk(chunk) for chunk in entry.chunks])))
+
+
+def find_entry(engine: Engine, found: Found, path: str) -> Entry | None:
+    """The entry at a path of a version."""
+    with naming(found, path):
+        return find(found.version.root, path, engine.node)
+
+
+def entries(engine: Engine, found: Found, *, start: str = "", prefix: str = "") -> Iterator[Entry]:
+    """Entries of a version in path order. O(1) memory."""
+    with naming(found):
+        yield from walk(found.version.root, engine.node, start=start, prefix=prefix)
+
+
+def below(engine: Engine, found: Found, path_prefix: str | None) -> Iterator[Entry]:
+    """Entries at a path or below it, by whole segments; a trailing ``/`` means a directory only."""
+    if not path_prefix:
+        yield from entries(engine, found)
+        return
+    directory = path_prefix.rstrip("/")
+    if not path_prefix.endswith("/"):
+        exact = find_entry(engine, found, directory)
+        if exact is not None:
+            yield exact
+    yield from entries(engine, found, prefix=directory + "/")
+
+
+class StoredFile(io.RawIOBase, BinaryIO):
+    """A file of a version: seekable, read-only, verified. Keeps the last chunk in memory. Not thread-safe."""
+
+    def __init__(self, engine: Engine, found: Found, entry: Entry) -> None:
+        super().__init__()
+        self._engine = engine
+        self._found = found
+        self._entry = entry
+        self._at = 0
+
+    def readable(self) -> bool:
+        """Always true."""
+        return True
+
+    def seekable(self) -> bool:
+        """Always true."""
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        """Move; past the end is allowed and reads nothing there."""
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._entry.size}.get(whence)
+        if origin is None or origin + offset < 0:
+            raise InvalidInputError(f"cannot seek to {offset} from {whence}")
+        self._at = origin + offset
+        return self._at
+
+    def tell(self) -> int:
+        """The position."""
+        return self._at
+
+    def readinto(self, buffer: object) -> int:
+        """Fill a buffer as far as the file goes."""
+        view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
+        data = self.read(min(len(view), WINDOW))
+        view[: len(data)] = data
+        return len(data)
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        """Up to ``size`` bytes from the position, or all that is left."""
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
+        length = None if size is None or size < 0 else size
+        with naming(self._found, self._entry.path):
+            data = read_range(self._engine, self._entry, self._at, length)
+        self._at += len(data)
+        return data

@@ -1,0 +1,315 @@
+"""The open parts of one store, and the one commit path.
+
+Nothing here knows what files or artifacts are. Everything that changes the store goes through
+`Engine.commit`: refresh the view, let the caller build its records on the state at the head, put the segment
+behind that head, and learn from the replayed log what became of it.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+from casstore.backend import Backend
+from casstore.backend.osops import OsOps
+from casstore.chunks import ChunkReader
+from casstore.codec import ZstdCodec
+from casstore.config import Runtime, Settings, StoreConfig
+from casstore.digest import Digest, hash_function
+from casstore.errors import (
+    AlreadyExistsError,
+    BackendError,
+    CasstoreError,
+    ConflictError,
+    ReadOnlyError,
+    StoreBusyError,
+)
+from casstore.format.nodes import Node, decode_node
+from casstore.format.rows import encode_row
+from casstore.log import Log
+from casstore.model import Drop, Record, Segment, Transaction
+from casstore.state import META, Overlay, Tables, apply_transaction, head_of, ratchet
+from casstore.view import Storage, View
+
+Build = Callable[[Tables], Sequence[Record]]
+
+GROUP = 64
+"""transactions of one process that may share a segment"""
+REMEMBERED_SEGMENTS = 1024
+NODE_CACHE = 512
+
+
+@dataclass(frozen=True, slots=True)
+class Committed:
+    """A transaction that took effect."""
+
+    seq: int
+    numbers: tuple[int, ...]
+
+
+@dataclass(slots=True)
+class _Request:
+    build: Build
+    packs_since: int | None
+    txid: bytes
+    done: bool = False
+    result: Committed | None = None
+    error: BaseException | None = None
+
+    def finish(self, result: Committed | None = None, error: BaseException | None = None) -> None:
+        self.result, self.error, self.done = result, error, True
+
+
+class Engine:
+    """Backend, log, view and chunks of one open store. Thread-safe."""
+
+    def __init__(
+        self,
+        backend: Backend,
+        config: StoreConfig,
+        storage: Storage,
+        runtime: Runtime,
+        settings: Settings,
+        ops: OsOps,
+        *,
+        discard: Callable[[int | None], None] = lambda _: None,
+        read_only: bool = False,
+    ) -> None:
+        self.backend = backend
+        self.config = config
+        self.runtime = runtime
+        self.settings = settings
+        self.ops = ops
+        self.read_only = read_only
+        self.codec = ZstdCodec(settings.zstd_level)
+        self.hash = hash_function(config.digest)
+        self.log = Log(backend, self.codec)
+        self.view = View(storage, self.log, ops.effect, discard)
+        self.reader = ChunkReader(backend, self.codec, self.hash, self.view.locate, self.view.refresh, self.executor)
+        self.abandoned: list[bytes] = []
+        """pins whose holder went away without saying so; released by the next commit"""
+        self._nodes: dict[bytes, Node] = {}
+        self._dropped: dict[int, frozenset[bytes]] = {}
+        self._executor: ThreadPoolExecutor | None = None
+        self._start()
+        _engines.add(self)
+
+    def _start(self) -> None:
+        """What belongs to one process: its locks, threads, queue and name."""
+        self.writer_id = f"{self.runtime.writer}:{self.runtime.random_bytes(4).hex()}"
+        self._executor = None
+        self._executor_lock = threading.Lock()
+        self._commit_lock = threading.Lock()
+        self._queue: list[_Request] = []
+        self._queue_lock = threading.Lock()
+        self.reader.restart()
+
+    # --- parts
+
+    def executor(self) -> Executor:
+        """Worker threads, started on first use and ended by `close`."""
+        with self._executor_lock:
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(self.settings.workers, thread_name_prefix="casstore")
+            return self._executor
+
+    def close(self) -> None:
+        """End the worker threads and let go of the view."""
+        with self._executor_lock:
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=True)
+        self.view.close()
+
+    def digest(self, value: bytes) -> Digest:
+        """A digest of this store, named for the outside."""
+        return Digest(self.config.digest, value)
+
+    def node(self, digest: bytes) -> Node:
+        """A decoded tree node. Raises `IntegrityError`."""
+        node = self._nodes.get(digest)
+        if node is None:
+            node = decode_node(self.reader.get(digest), f"node {digest.hex()}")
+            if len(self._nodes) >= NODE_CACHE:
+                self._nodes.clear()
+            self._nodes[digest] = node
+        return node
+
+    def new_pack(self) -> bytes:
+        """A pack name: 128 random bits, never used again."""
+        return self.runtime.random_bytes(16)
+
+    def check_writable(self) -> None:
+        """Raise `ReadOnlyError` on a store opened read-only."""
+        if self.read_only:
+            raise ReadOnlyError("the store was opened read-only", hint="open it without read_only=True")
+
+    # --- the commit path
+
+    def commit(self, build: Build, *, packs_since: int | None = None) -> Committed | None:
+        """Commit the records that ``build`` makes of the state at the head. Durable on return.
+
+        ``build`` runs on a snapshot that stands exactly where the segment will, and again whenever another
+        writer came first; it must not do I/O. It may raise, which commits nothing, or return no records, in
+        which case the result is None. ``packs_since`` is the position known when the oldest pack it adds was
+        uploaded. Requests of several threads may share a segment, each a transaction of its own.
+
+        Raises `ConflictError` if the log voided the transaction, `StoreBusyError` after too many lost races,
+        `BackendError` when the outcome could not be made durable.
+        """
+        return self.commit_all([build], packs_since=packs_since)[0]
+
+    def commit_all(self, builds: Sequence[Build], *, packs_since: int | None = None) -> list[Committed | None]:
+        """`commit` for several transactions at once, in one segment; each stands or falls alone.
+
+        The first error of any of them is raised when all are done.
+        """
+        self.check_writable()
+        requests = [_Request(build, packs_since, self.runtime.random_bytes(16)) for build in builds]
+        with self._queue_lock:
+            self._queue.extend(requests)
+        with self._commit_lock:
+            while not all(request.done for request in requests):
+                # Whoever holds the lock commits for everyone who waits for it.
+                with self._queue_lock:
+                    group, self._queue = self._queue[:GROUP], self._queue[GROUP:]
+                self._commit_group(group)
+        for request in requests:
+            if request.error is not None:
+                raise request.error
+        return [request.result for request in requests]
+
+    def _commit_group(self, group: list[_Request]) -> None:
+        try:
+            for attempt in range(self.settings.commit_attempts):
+                if self._attempt(group):
+                    return
+                # Somebody else was first. Waiting a random while spreads contenders out.
+                if attempt:
+                    self.runtime.sleep(self.runtime.jitter() * min(0.05, 0.002 * attempt))
+            raise StoreBusyError(
+                f"the commit lost {self.settings.commit_attempts} races", hint="try again when fewer writers are busy"
+            )
+        except BaseException as error:
+            for request in group:
+                if not request.done:
+                    request.finish(error=error)
+            if not isinstance(error, CasstoreError):
+                raise
+
+    def _attempt(self, group: list[_Request]) -> bool:
+        """One try: True when every request of the group is done."""
+        self.view.refresh()
+        segment, pending = self._build(group)
+        if not pending:
+            return True
+        try:
+            chain = self.log.create(segment)
+        except AlreadyExistsError:
+            if not self._is_ours(segment):
+                return False
+            self.view.refresh()
+        except BackendError as error:
+            # The answer is lost, not necessarily the segment: the slot itself tells (icechunk 017).
+            if not self._is_ours(segment):
+                raise
+            self._settle(error)
+            self.view.refresh()
+        else:
+            self.view.fold([(segment, chain)])
+        for request in pending:
+            self._learn(request, segment)
+        return True
+
+    def _build(self, group: list[_Request]) -> tuple[Segment, list[_Request]]:
+        with self.view.read() as tables:
+            head = head_of(tables)
+            since = min((r.packs_since for r in group if r.packs_since is not None and not r.done), default=head.seq)
+            claimed = self.runtime.now()
+            segment = Segment(head.seq + 1, head.chain, head.seq, since, self.writer_id, claimed, ())
+            overlay = Overlay(tables)
+            safe, highest = ratchet(head, claimed, self.writer_id)
+            ahead = replace(head, seq=segment.seq, safe=safe, highest=highest, writer=self.writer_id)
+            overlay.put(META, b"head", encode_row(ahead))
+            transactions: list[Transaction] = []
+            pending: list[_Request] = []
+            for request in group:
+                if request.done:
+                    continue
+                try:
+                    records = tuple(request.build(overlay))
+                    if not records:
+                        request.finish()
+                        continue
+                    transaction = Transaction(request.txid, records)
+                    void = apply_transaction(overlay, segment, transaction).void
+                    if void:
+                        raise ConflictError(f"the change is not valid any more: {void}", hint="try again")
+                except Exception as error:  # noqa: BLE001 - it belongs to the thread that asked
+                    request.finish(error=error)
+                    continue
+                transactions.append(transaction)
+                pending.append(request)
+        return replace(segment, transactions=tuple(transactions)), pending
+
+    def _is_ours(self, segment: Segment) -> bool:
+        found = self.log.read(segment.seq)
+        return found is not None and found[0].transactions == segment.transactions
+
+    def _settle(self, error: BackendError) -> None:
+        """The segment is there although creating it failed: make it durable or say that it may not be."""
+        try:
+            self.log.barrier()
+        except BackendError:
+            raise error from None
+
+    def _learn(self, request: _Request, segment: Segment) -> None:
+        outcome = self.view.outcome(request.txid)
+        if outcome is None:
+            request.finish(
+                error=ConflictError(f"segment {segment.seq} was voided when it was applied", hint="casstore fsck")
+            )
+        else:
+            request.finish(Committed(*outcome))
+
+    # --- what happened meanwhile
+
+    def dropped_between(self, base: int, head: int) -> set[bytes] | None:
+        """Digests that segments base+1 … head dropped; None when that is too long ago to tell cheaply."""
+        if head - base > REMEMBERED_SEGMENTS:
+            return None
+        dropped: set[bytes] = set()
+        for seq in range(base + 1, head + 1):
+            known = self._dropped.get(seq)
+            if known is None:
+                found = self.log.read(seq)
+                if found is None:
+                    return None
+                known = frozenset(
+                    digest
+                    for transaction in found[0].transactions
+                    for record in transaction.records
+                    if isinstance(record, Drop)
+                    for digest in record.digests
+                )
+                if len(self._dropped) > REMEMBERED_SEGMENTS:
+                    self._dropped.clear()
+                self._dropped[seq] = known
+            dropped |= known
+        return dropped
+
+
+_engines: weakref.WeakSet[Engine] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    """The child has the parent's memory but none of its threads, and must not share its name."""
+    for engine in list(_engines):
+        engine._start()  # noqa: SLF001 - same module
+
+
+os.register_at_fork(after_in_child=_after_fork)

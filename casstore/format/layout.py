@@ -1,0 +1,116 @@
+"""Key names and the store's ``format`` object (docs/FORMAT.md §2, §4)."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+
+import msgspec
+
+from casstore.config import ChunkerParams, StoreConfig
+from casstore.digest import ALGORITHMS, seal
+from casstore.errors import CasstoreError, FormatError, IntegrityError, UnsupportedFormatError
+
+FORMAT_VERSION = 1
+FORMAT_KEY = "format"
+LOG_PREFIX = "log/"
+PACK_PREFIX = "packs/"
+CHUNKERS = ("fastcdc-2020", "fixed")
+
+
+def log_key(seq: int) -> str:
+    """Key of a log segment; 20 digits, so that key order is log order."""
+    return f"{LOG_PREFIX}{seq:020d}"
+
+
+def log_seq(key: str) -> int | None:
+    """The position a log key names, or None if it is not one."""
+    name = key.removeprefix(LOG_PREFIX)
+    return int(name) if len(name) == 20 and name.isdigit() else None
+
+
+def floor_key(number: int) -> str:
+    """Key of the n-th truncation marker. Reserved: this version never writes one."""
+    return f"{LOG_PREFIX}floor/{number:020d}"
+
+
+def pack_key(pack: bytes) -> str:
+    """Key of a pack."""
+    name = pack.hex()
+    return f"{PACK_PREFIX}{name[:2]}/{name}"
+
+
+def pack_of(key: str) -> bytes | None:
+    """The pack a key names, or None if it is not a pack's."""
+    name = key.rpartition("/")[2]
+    try:
+        pack = bytes.fromhex(name)
+    except ValueError:
+        return None
+    return pack if len(pack) == 16 and key == pack_key(pack) else None
+
+
+class _Format(msgspec.Struct, forbid_unknown_fields=False):
+    magic: str
+    version: int
+    features: list[str]
+    config: dict[str, object]
+    seal: str
+
+
+def _seal(magic: str, version: int, features: list[str], config: dict[str, object]) -> str:
+    return seal(msgspec.json.encode([magic, version, features, config], order="deterministic")).hex()
+
+
+def encode_store(config: StoreConfig) -> bytes:
+    """The ``format`` object: JSON a person can read, sealed with a BLAKE3 of its content."""
+    values = asdict(config)
+    document = _Format("casstore", FORMAT_VERSION, [], values, _seal("casstore", FORMAT_VERSION, [], values))
+    return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+def decode_store(data: bytes) -> StoreConfig:
+    """Read the ``format`` object.
+
+    Raises `FormatError` when it is not one, `UnsupportedFormatError` when a newer casstore wrote it,
+    `IntegrityError` when it is damaged.
+    """
+    try:
+        document = msgspec.json.decode(data, type=_Format)
+    except (msgspec.MsgspecError, UnicodeDecodeError):
+        raise FormatError("the store's `format` object is not readable", hint="is this a casstore store?") from None
+    if document.magic != "casstore":
+        raise FormatError("this is not a casstore store")
+    if document.version > FORMAT_VERSION or document.features:
+        raise UnsupportedFormatError(
+            f"this store has format {document.version} {document.features or ''}, "
+            f"this casstore knows format {FORMAT_VERSION}",
+            hint="upgrade casstore",
+        )
+    if document.seal != _seal(document.magic, document.version, document.features, document.config):
+        raise IntegrityError("the store's `format` object is damaged")
+    try:
+        config = msgspec.convert(document.config, StoreConfig)
+    except (msgspec.ValidationError, CasstoreError) as error:
+        raise FormatError(f"the store's `format` object is not valid: {error}") from None
+    if config.digest not in ALGORITHMS or config.chunker.algorithm not in CHUNKERS:
+        raise UnsupportedFormatError(
+            f"this store uses {config.digest} and {config.chunker.algorithm}", hint="upgrade casstore"
+        )
+    return config
+
+
+__all__ = [
+    "CHUNKERS",
+    "FORMAT_KEY",
+    "FORMAT_VERSION",
+    "LOG_PREFIX",
+    "PACK_PREFIX",
+    "ChunkerParams",
+    "decode_store",
+    "encode_store",
+    "floor_key",
+    "log_key",
+    "log_seq",
+    "pack_key",
+    "pack_of",
+]

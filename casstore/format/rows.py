@@ -1,0 +1,87 @@
+"""Rows of the view ↔ bytes. The view is disposable: this encoding may change with `VIEW_VERSION`."""
+
+from __future__ import annotations
+
+import struct
+from typing import TypeVar
+
+import msgspec
+
+from casstore.errors import IntegrityError
+from casstore.model import ChunkKind, ChunkRow, Location
+
+VIEW_VERSION = 1
+
+_CHUNK = struct.Struct("<16sQIIIIBI")
+_COUNT = struct.Struct("<I")
+_HEAD = _CHUNK.size - _COUNT.size
+_PACK_AND_LENGTH = struct.Struct("<16s8xIIIIB")
+
+Row = TypeVar("Row")
+
+
+def chunk_row(
+    pack: bytes, frame_offset: int, frame_stored: int, frame_raw: int, offset: int, length: int, kind: int
+) -> bytes:
+    """A chunk's row with refcount 0."""
+    return _CHUNK.pack(pack, frame_offset, frame_stored, frame_raw, offset, length, kind, 0)
+
+
+def refcount(row: bytes) -> int:
+    """How many distinct parents and roots hold the chunk."""
+    return int(_COUNT.unpack_from(row, _HEAD)[0])
+
+
+def with_refcount(row: bytes, count: int) -> bytes:
+    """The same row with another count."""
+    return row[:_HEAD] + _COUNT.pack(count)
+
+
+def moved_row(row: bytes, target: bytes) -> bytes:
+    """The place of ``target`` with the count of ``row``."""
+    return target[:_HEAD] + row[_HEAD:]
+
+
+def pack_of_row(row: bytes) -> bytes:
+    """The pack a chunk is in."""
+    return row[:16]
+
+
+def length_of_row(row: bytes) -> int:
+    """Plaintext bytes of a chunk."""
+    return int(_PACK_AND_LENGTH.unpack_from(row)[4])
+
+
+def stored_share(row: bytes) -> int:
+    """A chunk's share of the stored bytes of its frame."""
+    _, stored, raw, _, length, _ = _PACK_AND_LENGTH.unpack_from(row)
+    return int(stored * length // raw) if raw else 0
+
+
+def kind_of_row(row: bytes) -> ChunkKind:
+    """What a chunk holds."""
+    return ChunkKind(row[_HEAD - 1])
+
+
+def decode_chunk(row: bytes) -> ChunkRow:
+    """A chunk's row as a value."""
+    pack, frame_offset, frame_stored, frame_raw, offset, length, kind, count = _CHUNK.unpack(row)
+    return ChunkRow(Location(pack, frame_offset, frame_stored, frame_raw, offset, length, ChunkKind(kind)), count)
+
+
+def u64(value: int) -> bytes:
+    """Eight bytes, big-endian, so that key order is number order."""
+    return value.to_bytes(8, "big")
+
+
+def encode_row(row: object) -> bytes:
+    """Any other row."""
+    return msgspec.msgpack.encode(row)
+
+
+def decode_row(data: bytes, kind: type[Row]) -> Row:
+    """Any other row as a value. Raises `IntegrityError` (the view is damaged)."""
+    try:
+        return msgspec.msgpack.decode(data, type=kind)
+    except msgspec.MsgspecError:
+        raise IntegrityError(f"a {kind.__name__} in the index is damaged", hint="casstore index rebuild") from None

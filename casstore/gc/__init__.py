@@ -1,0 +1,232 @@
+"""The collector (docs/GC.md): plan, retire, mark, reclaim. `collect` ties them.
+
+Bytes vanish only if two independent algorithms agree: the counts folded from the log say nobody needs them,
+and a walk over the trees finds a home elsewhere for everything that is reachable.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
+
+from casstore.catalogue import purge_due
+from casstore.config import from_micros
+from casstore.engine import Engine
+from casstore.errors import IntegrityError
+from casstore.gc.mark import find_drift, mark
+from casstore.gc.plan import Fate, Limits, PackFate, Plan, garbage, make_plan
+from casstore.gc.reclaim import condemn_orphans, ended_packs, listed_packs, reclaim
+from casstore.gc.retire import Budget, predicted, retire
+from casstore.model import Progress, VersionRow, no_progress
+from casstore.state import head_of
+from casstore.view import trashed
+
+TEMPORARY_AGE = 48 * 3600 * 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Options:
+    """How to collect. Times in microseconds."""
+
+    dry_run: bool
+    grace: int
+    orphan_age: int
+    limits: Limits
+    incremental: bool
+    max_bytes: int | None
+    max_seconds: float | None
+    actor: str
+
+
+@dataclass(slots=True)
+class GCReport:
+    """What a collection did, or would do (``dry_run``). Sizes are stored bytes unless said otherwise.
+
+    ``freed_bytes``: by which the store got smaller for good: bytes deleted less their content that was copied.
+    ``reclaimed_bytes``: bytes deleted. ``repacked_bytes``: bytes written to move live content.
+    ``pending_bytes``: free, but kept for the grace, the last of it until ``pending_until``.
+    ``kept_by``: why bytes are still there.
+    """
+
+    run_id: str
+    dry_run: bool = False
+    freed_bytes: int = 0
+    freed_chunks: int = 0
+    retired_packs: int = 0
+    reclaimed_packs: int = 0
+    reclaimed_bytes: int = 0
+    repacked_bytes: int = 0
+    condemned_packs: int = 0
+    pending_bytes: int = 0
+    pending_until: datetime | None = None
+    kept_by: dict[str, int] = field(default_factory=dict)
+    purged: list[str] = field(default_factory=list)
+    marked_nodes: int = 0
+    errors: list[str] = field(default_factory=list)
+    packs: list[PackFate] = field(default_factory=list)
+
+    def to_dict(self) -> dict[str, object]:
+        """The report as JSON values."""
+        values = asdict(self)
+        values["pending_until"] = None if self.pending_until is None else self.pending_until.isoformat()
+        values["packs"] = [
+            {
+                "pack": fate.pack.hex(),
+                "kind": fate.kind.name.lower(),
+                "size": fate.size,
+                "live": fate.live,
+                "dead": fate.dead,
+                "fate": str(fate.fate),
+                "reason": fate.reason,
+            }
+            for fate in self.packs
+        ]
+        return values
+
+
+def collect(engine: Engine, options: Options, progress: Progress = no_progress) -> GCReport:
+    """Free what nobody needs. Safe beside writers and other collectors, and killed at any moment.
+
+    Raises `IntegrityError` (exit 20) when the trees and the counts disagree in a way that could cost data:
+    then nothing is deleted.
+    """
+    report = GCReport(engine.runtime.random_bytes(8).hex(), dry_run=options.dry_run)
+    started = engine.runtime.monotonic()
+    deadline = None if options.max_seconds is None else started + options.max_seconds
+    budget = Budget(options.max_bytes, deadline, engine.runtime.monotonic)
+    if options.dry_run:
+        return _foresee(engine, options, report)
+    engine.check_writable()
+    report.purged = purge_due(engine, options.actor)
+    if not options.incremental:
+        report.marked_nodes = _check_counts(engine, report, progress)
+    plan = _plan(engine, options)
+    report.packs = list(plan.fates)
+    done = retire(engine, plan, budget, progress)
+    report.retired_packs, report.freed_chunks = done.packs, done.chunks
+    report.repacked_bytes = done.copied
+    report.errors += done.errors
+    listed = listed_packs(engine)
+    report.condemned_packs = len(condemn_orphans(engine, listed, engine.runtime.now() - options.orphan_age))
+    ended = ended_packs(engine, listed)
+    if any(row.since + options.grace <= engine.runtime.now() for _, row in ended):
+        # The veto: nothing is deleted unless everything reachable has a home elsewhere, as of now.
+        report.marked_nodes = mark(engine, set(listed), progress).nodes
+    freed = reclaim(
+        engine, listed, ended, options.grace, Budget(options.max_bytes, deadline, engine.runtime.monotonic), progress
+    )
+    report.reclaimed_packs, report.reclaimed_bytes = freed.packs, freed.deleted
+    report.freed_bytes = freed.deleted - freed.moved
+    report.pending_bytes = sum(gain for _, gain, _ in freed.pending)
+    if freed.pending:
+        report.pending_until = from_micros(max(when for _, _, when in freed.pending))
+    report.kept_by = _kept(engine, _plan(engine, options), report.pending_bytes)
+    _sweep_temporary(engine, options)
+    return report
+
+
+def _plan(engine: Engine, options: Options) -> Plan:
+    head = engine.view.refresh()
+    with engine.view.read() as tables:
+        return make_plan(tables, head.seq, engine.config, options.limits)
+
+
+def _check_counts(engine: Engine, report: GCReport, progress: Progress) -> int:
+    """Mark before anything is touched; a view whose counts drifted is rebuilt from the log, or all stops."""
+    for attempt in range(2):
+        try:
+            marked = mark(engine, None, progress)
+        except IntegrityError:
+            if attempt:
+                raise
+            # The view may be to blame: believe the log, once.
+            engine.view.rebuild()
+            continue
+        if marked.agrees:
+            return marked.nodes
+        head = engine.view.head().seq
+        drift = find_drift(engine)
+        if engine.view.refresh().seq != head or not (drift.too_high or drift.too_low):
+            # Another writer moved the state between snapshot and walk: no evidence of drift.
+            return marked.nodes
+        report.errors.append(
+            f"{len(drift.too_high)} counts were too high and {len(drift.too_low)} too low; "
+            "the index was rebuilt from the log"
+        )
+        engine.view.rebuild()
+        if drift.too_low:
+            raise IntegrityError(
+                f"{len(drift.too_low)} reference counts were too low; nothing was deleted",
+                hint="the index was rebuilt from the log: run casstore fsck, then casstore gc again",
+            )
+    return marked.nodes
+
+
+def _foresee(engine: Engine, options: Options, report: GCReport) -> GCReport:
+    """The plan that would be executed now, as if due versions were purged already."""
+    head = engine.view.refresh()
+    now = engine.runtime.now()
+    with engine.view.read() as tables:
+        plan = make_plan(tables, head.seq, engine.config, options.limits)
+        report.freed_chunks = predicted(plan)
+        safe = head_of(tables).safe
+        due = [version for version in trashed(tables) if version.purge_at <= safe]
+        report.purged = [_label(version) for version in due]
+        due_garbage = garbage(tables, [version.root for version in due])
+    report.packs = list(plan.fates)
+    report.retired_packs = len(plan.packs(Fate.RETIRE)) + len(plan.packs(Fate.REPACK))
+    gain = sum(f.size for f in plan.packs(Fate.RETIRE)) + sum(f.dead_stored for f in plan.packs(Fate.REPACK))
+    report.repacked_bytes = sum(f.size - f.dead_stored for f in plan.packs(Fate.REPACK))
+    listed = listed_packs(engine)
+    for pack, row in ended_packs(engine, listed):
+        bytes_there = listed[pack].size - row.moved
+        if row.since + options.grace <= now:
+            report.reclaimed_packs += 1
+            report.freed_bytes += bytes_there
+        else:
+            report.pending_bytes += bytes_there
+    gain += due_garbage.stored
+    if options.grace <= 0:
+        report.freed_bytes += gain
+        report.reclaimed_packs += report.retired_packs
+    else:
+        report.pending_bytes += gain
+    report.kept_by = _kept(engine, plan, report.pending_bytes)
+    return report
+
+
+def _label(version: VersionRow) -> str:
+    return f"{version.collection}:v{version.number}"
+
+
+def _kept(engine: Engine, plan: Plan, pending: int) -> dict[str, int]:
+    """Stored bytes that stay, by the reason they stay."""
+    with engine.view.read() as tables:
+        trash = garbage(tables, [version.root for version in trashed(tables)]).stored
+    total = sum(fate.size for fate in plan.fates)
+    waste = sum(fate.dead_stored for fate in plan.fates)
+    pinned = _pinned(engine)
+    kept = {
+        "versions": max(0, total - waste - trash - pinned),
+        "trash": trash,
+        "pins": pinned,
+        "policy": waste,
+        "grace": pending,
+    }
+    return {reason: size for reason, size in kept.items() if size}
+
+
+def _pinned(engine: Engine) -> int:
+    roots = [root for _, pin in engine.view.pins() for root in pin.roots]
+    if not roots:
+        return 0
+    with engine.view.read() as tables:
+        return garbage(tables, roots).stored
+
+
+def _sweep_temporary(engine: Engine, options: Options) -> None:
+    """Remove files that killed writers left half written; they never had a name."""
+    sweep = getattr(engine.backend, "sweep_temp", None)
+    if sweep is not None:
+        age = min(TEMPORARY_AGE, options.orphan_age)
+        sweep(engine.runtime.now() - age)

@@ -1,0 +1,220 @@
+"""What is dead, and what to do about each pack. Pure: reads the view, changes nothing."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+from casstore.config import GIB, StoreConfig
+from casstore.format.rows import kind_of_row, length_of_row, pack_of_row, refcount, stored_share
+from casstore.model import ChunkKind, PackRow, PackState
+from casstore.state import CHUNK, Tables
+from casstore.view import children_of, packs, unreferenced
+
+DATA_WASTE = 0.25
+NODE_WASTE = 0.10
+STORE_WASTE = 0.05
+SMALL_FRACTION = 0.25
+SMALL_PACKS = 10
+
+
+class Fate(StrEnum):
+    """What happens to a live pack."""
+
+    KEEP = "keep"
+    RETIRE = "retire"
+    REPACK = "repack"
+
+
+@dataclass(frozen=True, slots=True)
+class PackFate:
+    """A live pack, what of it is live and dead (plaintext bytes), and what is to be done, and why."""
+
+    pack: bytes
+    kind: ChunkKind
+    size: int
+    raw: int
+    live: int
+    fate: Fate
+    reason: str
+
+    @property
+    def dead(self) -> int:
+        """Plaintext bytes nobody needs: garbage and second copies."""
+        return self.raw - self.live
+
+    @property
+    def dead_stored(self) -> int:
+        """About how many of its stored bytes are garbage."""
+        return self.size * self.dead // self.raw if self.raw else self.size
+
+
+@dataclass(frozen=True, slots=True)
+class Garbage:
+    """Digests that nothing holds, parents before children, and the space they take."""
+
+    nodes: tuple[bytes, ...] = ()
+    chunks: tuple[bytes, ...] = ()
+    raw: int = 0
+    stored: int = 0
+    by_pack: dict[bytes, list[bytes]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A collection, as it would be carried out now."""
+
+    at: int
+    garbage: Garbage
+    fates: tuple[PackFate, ...]
+
+    def packs(self, fate: Fate) -> list[PackFate]:
+        """The packs of one fate, in the order they are to be worked on."""
+        return [pack for pack in self.fates if pack.fate is fate]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """How eager a collection is. ``max_waste``: share of a pack that may be garbage; None = the policy."""
+
+    max_waste: float | None = None
+    compact: bool = False
+
+
+def garbage(tables: Tables, released: Iterable[bytes] | None = None) -> Garbage:
+    """What would be dead if each of some roots lost one reference; without any, what is dead now.
+
+    With ``released``, only what these roots alone keep alive is returned. Memory: O(garbage).
+    """
+    counts: dict[bytes, int] = {}
+    queue: deque[bytes] = deque()
+    if released is None:
+        queue.extend(unreferenced(tables))
+    else:
+        for root in released:
+            _release(tables, root, counts, queue)
+    nodes: list[bytes] = []
+    chunks: list[bytes] = []
+    by_pack: dict[bytes, list[bytes]] = {}
+    raw = 0
+    stored = 0
+    while queue:
+        digest = queue.popleft()
+        row = tables.get(CHUNK, digest)
+        assert row is not None
+        raw += length_of_row(row)
+        stored += stored_share(row)
+        by_pack.setdefault(pack_of_row(row), []).append(digest)
+        if kind_of_row(row) is ChunkKind.NODE:
+            nodes.append(digest)
+            for child in children_of(tables, digest) or ():
+                _release(tables, child, counts, queue)
+        else:
+            chunks.append(digest)
+    return Garbage(tuple(nodes), tuple(chunks), raw, stored, by_pack)
+
+
+def _release(tables: Tables, digest: bytes, counts: dict[bytes, int], queue: deque[bytes]) -> None:
+    count = counts.get(digest)
+    if count is None:
+        row = tables.get(CHUNK, digest)
+        if row is None:
+            return
+        count = refcount(row)
+    counts[digest] = count - 1
+    if count == 1:
+        queue.append(digest)
+
+
+def footprint_of(tables: Tables, root: bytes) -> int:
+    """Stored bytes of everything below a root, whoever else needs it."""
+    seen = {root}
+    queue = [root]
+    total = 0
+    while queue:
+        digest = queue.pop()
+        row = tables.get(CHUNK, digest)
+        if row is None:
+            continue
+        total += stored_share(row)
+        for child in children_of(tables, digest) or ():
+            if child not in seen:
+                seen.add(child)
+                queue.append(child)
+    return total
+
+
+def make_plan(tables: Tables, at: int, config: StoreConfig, limits: Limits) -> Plan:
+    """Fates with reasons for every live pack (docs/GC.md, repack policy)."""
+    found = garbage(tables)
+    judged = [_judge(tables, name, row, found, limits) for name, row in packs(tables) if row.state is PackState.LIVE]
+    judged = _small_packs(judged, config, limits)
+    if limits.max_waste is None and not limits.compact:
+        judged = _bounded(judged)
+    order = {Fate.RETIRE: 0, Fate.REPACK: 1, Fate.KEEP: 2}
+    judged.sort(key=lambda pack: (order[pack.fate], -pack.dead / (pack.live + 1), pack.pack))
+    return Plan(at, found, tuple(judged))
+
+
+def _judge(tables: Tables, name: bytes, row: PackRow, found: Garbage, limits: Limits) -> PackFate:
+    dead_placed = sum(length_of_row(tables.get(CHUNK, digest) or b"") for digest in found.by_pack.get(name, ()))
+    live = row.placed_raw - dead_placed
+    waste = 1 - live / row.raw if row.raw else 1.0
+    if live == 0:
+        return PackFate(name, row.kind, row.size, row.raw, live, Fate.RETIRE, "nothing in it is needed")
+    allowed = NODE_WASTE if row.kind is ChunkKind.NODE else DATA_WASTE
+    if limits.compact:
+        allowed = 0.0
+    elif limits.max_waste is not None:
+        allowed = limits.max_waste
+    strict = limits.compact or limits.max_waste is not None
+    if waste > allowed or (waste == allowed and waste > 0 and not strict):
+        return PackFate(name, row.kind, row.size, row.raw, live, Fate.REPACK, f"{waste:.0%} of it is garbage")
+    reason = f"{waste:.0%} of it is garbage, {allowed:.0%} is allowed" if waste > 0 else "all of it is needed"
+    return PackFate(name, row.kind, row.size, row.raw, live, Fate.KEEP, reason)
+
+
+def _with(pack: PackFate, fate: Fate, reason: str) -> PackFate:
+    return PackFate(pack.pack, pack.kind, pack.size, pack.raw, pack.live, fate, reason)
+
+
+def _small_packs(judged: list[PackFate], config: StoreConfig, limits: Limits) -> list[PackFate]:
+    """Merge small packs when there are many and they make at least one whole pack, so that it ends."""
+    chosen: set[bytes] = set()
+    for kind in ChunkKind:
+        small = [
+            pack
+            for pack in judged
+            if pack.kind is kind and pack.fate is Fate.KEEP and pack.size < config.pack_bytes * SMALL_FRACTION
+        ]
+        full = sum(pack.size for pack in small) >= config.pack_bytes
+        if (len(small) >= SMALL_PACKS and full) or (limits.compact and len(small) > 1):
+            chosen.update(pack.pack for pack in small)
+    return [
+        _with(pack, Fate.REPACK, "merged with other small packs") if pack.pack in chosen else pack for pack in judged
+    ]
+
+
+def _bounded(judged: list[PackFate]) -> list[PackFate]:
+    """Repack the most rewarding packs only, until little waste is left or enough was copied."""
+    total = sum(pack.size for pack in judged)
+    waste = sum(pack.dead_stored for pack in judged)
+    budget = min(max(total // 10, GIB), 10 * GIB)
+    result: list[PackFate] = []
+    for pack in sorted(judged, key=lambda p: (p.fate is not Fate.RETIRE, -p.dead / (p.live + 1))):
+        if pack.fate is Fate.RETIRE:
+            waste -= pack.size
+        elif pack.fate is Fate.REPACK and pack.dead:
+            copy = pack.size - pack.dead_stored
+            if waste <= total * STORE_WASTE:
+                result.append(_with(pack, Fate.KEEP, f"{STORE_WASTE:.0%} garbage in the whole store is allowed"))
+                continue
+            if copy > budget:
+                result.append(_with(pack, Fate.KEEP, "the copy budget of one run is used up"))
+                continue
+            budget -= copy
+            waste -= pack.dead_stored
+        result.append(pack)
+    return result

@@ -1,0 +1,107 @@
+"""The physical end: condemn packs nobody committed, delete packs whose end is in the log.
+
+The only place, besides nothing else, that calls `Backend.delete`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from casstore.backend import ObjectInfo
+from casstore.engine import Engine
+from casstore.format.layout import PACK_PREFIX, pack_key, pack_of
+from casstore.gc.retire import Budget
+from casstore.model import Condemn, PackRow, PackState, Progress, Record
+from casstore.state import PACK, Tables
+from casstore.view import pack_at
+
+CONDEMN_BATCH = 1000
+
+
+@dataclass(slots=True)
+class Reclaimed:
+    """What was deleted, and what waits."""
+
+    packs: int = 0
+    deleted: int = 0
+    """stored bytes deleted"""
+    moved: int = 0
+    """of those, bytes whose content lives on in other packs"""
+    pending: list[tuple[bytes, int, int]] = field(default_factory=list)
+    """(pack, stored bytes not living on elsewhere, time it may go, µs)"""
+
+
+def listed_packs(engine: Engine) -> dict[bytes, ObjectInfo]:
+    """Packs the backend shows. A listing that fails raises; it never comes out empty."""
+    found = {}
+    for info in engine.backend.list(PACK_PREFIX):
+        pack = pack_of(info.key)
+        if pack is not None:
+            found[pack] = info
+    return found
+
+
+def condemn_orphans(engine: Engine, listed: dict[bytes, ObjectInfo], older_than: int) -> list[bytes]:
+    """Say in the log that packs it does not know never will be in it. ``older_than``: backend time, µs.
+
+    The head is read after the listing, so that a pack committed in between is not among them; and a writer
+    that commits one of them later is refused by the log and uploads again.
+    """
+    engine.view.refresh()
+    with engine.view.read() as tables:
+        orphans = [
+            pack
+            for pack, info in sorted(listed.items())
+            if info.modified <= older_than and tables.get(PACK, pack) is None
+        ]
+    condemned: list[bytes] = []
+    for at in range(0, len(orphans), CONDEMN_BATCH):
+        batch = orphans[at : at + CONDEMN_BATCH]
+        chosen: list[bytes] = []
+
+        def build(tables: Tables, batch: Sequence[bytes] = batch, chosen: list[bytes] = chosen) -> Sequence[Record]:
+            chosen[:] = [pack for pack in batch if tables.get(PACK, pack) is None]
+            return [Condemn(pack) for pack in chosen]
+
+        engine.commit(build)
+        condemned += chosen
+    return condemned
+
+
+def ended_packs(engine: Engine, listed: dict[bytes, ObjectInfo]) -> list[tuple[bytes, PackRow]]:
+    """Packs that are there although the log says their end."""
+    with engine.view.read() as tables:
+        rows = ((pack, pack_at(tables, pack)) for pack in sorted(listed))
+        return [(pack, row) for pack, row in rows if row is not None and row.state is not PackState.LIVE]
+
+
+def reclaim(
+    engine: Engine,
+    listed: dict[bytes, ObjectInfo],
+    ended: Sequence[tuple[bytes, PackRow]],
+    grace: int,
+    budget: Budget,
+    progress: Progress,
+) -> Reclaimed:
+    """Delete ended packs whose grace (µs) is over. The caller has had every reachable digest's home checked."""
+    result = Reclaimed()
+    now = engine.runtime.now()
+    due: list[tuple[bytes, PackRow]] = []
+    for pack, row in ended:
+        gain = listed[pack].size - row.moved
+        if row.since + grace > now or not budget.spend(gain):
+            result.pending.append((pack, gain, row.since + grace))
+        else:
+            due.append((pack, row))
+    if due:
+        # The segment that ended these packs may be another's, and not durable yet: it must be, before the
+        # bytes go, or a power failure brings back a log that needs them.
+        engine.log.barrier()
+    for position, (pack, row) in enumerate(due):
+        engine.backend.delete(pack_key(pack))
+        result.packs += 1
+        result.deleted += listed[pack].size
+        result.moved += row.moved
+        progress("reclaim", position + 1, len(due))
+    return result

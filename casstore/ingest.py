@@ -1,0 +1,514 @@
+"""Artifact → version: read once, cut, digest, store what is new, commit."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass, field
+from typing import BinaryIO
+
+from casstore.artifact import Artifact, draft_base
+from casstore.chunker import Chunker, chunker_for
+from casstore.digest import Buffer
+from casstore.engine import Engine
+from casstore.errors import ConflictError, InvalidInputError, StaleBaseError, TypeConflictError
+from casstore.format.nodes import CHUNK_LIST
+from casstore.format.packs import VersionNote
+from casstore.model import (
+    Entry,
+    EntryKind,
+    Progress,
+    PutVersion,
+    Record,
+    SetAlias,
+    Unpin,
+    UpdateVersion,
+    VersionRow,
+    VersionState,
+    no_progress,
+)
+from casstore.names import LATEST, CollectionName, canonical_metadata
+from casstore.sources import (
+    EmptyDirectory,
+    Link,
+    LocalFile,
+    Signature,
+    Source,
+    Spooled,
+    Taken,
+    open_local,
+)
+from casstore.state import PIN, Tables, alias_target
+from casstore.tree import INLINE_CHUNKS, Builder, Tree, edit_entries, write_entries
+from casstore.view import collection_named, version_at, with_root
+from casstore.writer import Writer
+
+BATCH_BYTES = 4 * 1024 * 1024
+BATCH_FILES = 256
+BLOCK_BYTES = 4 * 1024 * 1024
+
+Chunks = list[tuple[bytes, Buffer]]
+
+
+@dataclass(frozen=True, slots=True)
+class LogRequest:
+    """What the caller of ``log_artifact`` asked for, checked."""
+
+    collection: CollectionName
+    aliases: tuple[str, ...]
+    move_latest: bool
+    tags: tuple[str, ...]
+    ttl: int
+    dedup: str
+    base: str
+    strict_base: int | None
+    update: bool
+    actor: str
+    pin: bytes | None
+
+
+@dataclass(slots=True)
+class LogResult:
+    """What became of it."""
+
+    number: int
+    created: bool
+    root: bytes
+    new_bytes: int = 0
+    stored_bytes: int = 0
+    latest_before: int | None = None
+    ignored: tuple[str, ...] = ()
+
+
+@dataclass(slots=True)
+class _Decision:
+    """The outcome of looking at the head: filled by each build, used after the last."""
+
+    number: int | None = None
+    latest_before: int | None = None
+    ignored: tuple[str, ...] = ()
+
+
+def ingest(engine: Engine, artifact: Artifact, request: LogRequest, progress: Progress = no_progress) -> LogResult:
+    """Store an artifact and commit it as a version, or find that it is one already. Durable on return."""
+    check_type(engine, artifact, request)
+    metadata = canonical_metadata(artifact.metadata)
+    writer = Writer(engine)
+    session = _Session(engine, writer, artifact, progress)
+    try:
+        session.run()
+        decision = _Decision()
+
+        def notes() -> Sequence[VersionNote]:
+            tree = session.tree
+            return (
+                VersionNote(
+                    str(request.collection),
+                    artifact.type,
+                    tree.root,
+                    tree.size,
+                    tree.count,
+                    artifact.description,
+                    metadata,
+                    request.tags,
+                    engine.runtime.now(),
+                    request.actor,
+                ),
+            )
+
+        def records(tables: Tables) -> Sequence[Record] | None:
+            return _records(tables, artifact, request, session.tree, metadata, decision)
+
+        done = writer.commit(records, session.restore, notes)
+    except BaseException:
+        writer.abandon()
+        raise
+    created = decision.number is None
+    if created:
+        assert done is not None
+        number = done.numbers[0]
+    else:
+        assert decision.number is not None
+        number = decision.number
+    return LogResult(
+        number,
+        created,
+        session.tree.root,
+        writer.new_bytes if created else 0,
+        writer.stored_bytes if created else 0,
+        decision.latest_before,
+        decision.ignored,
+    )
+
+
+def check_type(engine: Engine, artifact: Artifact, request: LogRequest) -> None:
+    """Refuse a wrong type before anything is read. Raises `TypeConflictError`."""
+    engine.view.refresh()
+    with engine.view.read() as tables:
+        _collection_id(tables, artifact, request)
+
+
+def _collection_id(tables: Tables, artifact: Artifact, request: LogRequest) -> int | None:
+    collection = collection_named(tables, str(request.collection))
+    if collection is None:
+        return None
+    if collection.type != artifact.type:
+        raise TypeConflictError(
+            f"collection {request.collection.short} has type {collection.type!r}, not {artifact.type!r}",
+            hint="log to another name, or with the collection's type",
+        )
+    return collection.id
+
+
+def _records(
+    tables: Tables, artifact: Artifact, request: LogRequest, tree: Tree, metadata: bytes, decision: _Decision
+) -> Sequence[Record] | None:
+    """The records this log needs on the state at hand; None when it needs none."""
+    name = str(request.collection)
+    identifier = _collection_id(tables, artifact, request)
+    latest = None if identifier is None else alias_target(tables, identifier, LATEST)
+    decision.number, decision.latest_before, decision.ignored = None, latest, ()
+    if request.strict_base is not None and latest != request.strict_base:
+        raise StaleBaseError(
+            f"{request.collection.short}: latest is {'absent' if latest is None else f'v{latest}'}, "
+            f"the draft was made from v{request.strict_base}",
+            hint="make the draft again from latest",
+        )
+    unpin: list[Record] = []
+    if request.pin is not None and tables.get(PIN, request.pin) is not None:
+        unpin.append(Unpin(request.pin))
+    hit = None if identifier is None else _hit(tables, identifier, latest, tree.root, request.dedup)
+    if hit is not None:
+        assert identifier is not None
+        decision.number = hit.number
+        aliases = [*request.aliases, LATEST] if request.move_latest else list(request.aliases)
+        moves: list[Record] = [
+            SetAlias(name, alias, hit.number, actor=request.actor)
+            for alias in aliases
+            if alias_target(tables, identifier, alias) != hit.number
+        ]
+        moves += _labels(request, name, hit, artifact, metadata, decision)
+        return [*moves, *unpin] or None
+    version = PutVersion(
+        collection=name,
+        type=artifact.type,
+        root=tree.root,
+        size=tree.size,
+        file_count=tree.count,
+        description=artifact.description,
+        metadata=metadata,
+        tags=request.tags,
+        aliases=request.aliases,
+        move_latest=request.move_latest,
+        base=request.base,
+        ttl=request.ttl,
+        actor=request.actor,
+    )
+    return [version, *unpin]
+
+
+def _hit(tables: Tables, collection: int, latest: int | None, root: bytes, dedup: str) -> VersionRow | None:
+    """The committed version this content is already, if the rules let it be that one."""
+    if dedup == "never":
+        return None
+    if latest is not None:
+        version = version_at(tables, collection, latest)
+        if version is not None and version.state is VersionState.COMMITTED and version.root == root:
+            return version
+    if dedup == "any":
+        found = [v for v in with_root(tables, collection, root) if v.state is VersionState.COMMITTED]
+        return found[-1] if found else None
+    return None
+
+
+def _labels(
+    request: LogRequest, name: str, hit: VersionRow, artifact: Artifact, metadata: bytes, decision: _Decision
+) -> list[Record]:
+    """Labels that differ from those of the version that was hit: applied or reported."""
+    different = [
+        label
+        for label, same in (
+            ("description", hit.description == artifact.description),
+            ("metadata", hit.metadata == metadata),
+            ("tags", not request.tags or hit.tags == request.tags),
+        )
+        if not same
+    ]
+    if not different:
+        return []
+    if not request.update:
+        decision.ignored = tuple(different)
+        return []
+    return [
+        UpdateVersion(
+            name,
+            hit.number,
+            artifact.description if "description" in different else None,
+            metadata if "metadata" in different else None,
+            request.tags if "tags" in different else None,
+        )
+    ]
+
+
+# --- reading -------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Job:
+    """Work in flight: chunks of some whole files, or of one block of a large one."""
+
+    paths: list[tuple[str, Source]]
+    future: Future[list[Chunks]]
+    size: int
+    large: _Large | None = None
+    last: bool = False
+
+
+@dataclass(slots=True)
+class _Large:
+    """A file that is read block by block: its chunk list so far."""
+
+    path: str
+    mode: int | None
+    session: _Session
+    chunks: list[tuple[bytes, int]] = field(default_factory=list)
+    builder: Builder | None = None
+    size: int = 0
+
+    def add(self, digest: bytes, length: int) -> None:
+        self.size += length
+        if self.builder is not None:
+            self.builder.add_chunk(digest, length)
+            return
+        self.chunks.append((digest, length))
+        if len(self.chunks) > INLINE_CHUNKS:
+            self.builder = Builder(CHUNK_LIST, self.session.node_bytes, self.session.writer.put_node)
+            for pair in self.chunks:
+                self.builder.add_chunk(*pair)
+            self.chunks = []
+
+    def entry(self) -> Entry:
+        tree = None if self.builder is None else self.builder.finish().root
+        return Entry(self.path, size=self.size, chunks=tuple(self.chunks), tree=tree, mode=self.mode)
+
+
+class _Session:
+    """Reads the sources of one artifact into a writer, in path order, and writes the tree."""
+
+    def __init__(self, engine: Engine, writer: Writer, artifact: Artifact, progress: Progress) -> None:
+        self.engine = engine
+        self.writer = writer
+        self.progress = progress
+        self.chunker: Chunker = chunker_for(engine.config.chunker)
+        self.node_bytes = engine.config.node_bytes
+        self.base, _ = draft_base(artifact)
+        self.changes = artifact.changes()
+        self.entries: dict[str, Entry] = {}
+        self.tree = Tree(b"", 0, 0)
+        self.total = sum(_size_of(source) for _, source in self.changes)
+        self.done = 0
+        self.limit = 6 * BATCH_BYTES + engine.settings.workers * BATCH_BYTES
+
+    def run(self) -> None:
+        self._read([(path, source) for path, source in self.changes if source is not None])
+        self._write_tree()
+
+    def restore(self, missing: set[bytes]) -> None:
+        """Store broken claims again from the sources, and the tree again from the entries."""
+        again: list[tuple[str, Source]] = []
+        for path, source in self.changes:
+            if source is None or isinstance(source, Link | EmptyDirectory | Taken):
+                continue
+            entry = self.entries[path]
+            # The chunks of a long file are not remembered, so it is read again whatever is missing.
+            if entry.tree is not None or any(digest in missing for digest, _ in entry.chunks):
+                again.append((path, source))
+        self._read(again)
+        self._write_tree()
+        lost = [digest for digest in missing if not self.writer.stores(digest)]
+        if lost:
+            raise ConflictError(
+                f"{len(lost)} chunks that the draft took from another version were collected meanwhile",
+                hint="make the draft again",
+            )
+
+    def _write_tree(self) -> None:
+        sink = self.writer.put_node
+        if self.base is not None:
+            edits = [(path, self.entries[path] if source is not None else None) for path, source in self.changes]
+            self.writer.claim(self.base.root)
+            self.tree = edit_entries(self.base.root, edits, self.engine.node, self.node_bytes, sink)
+        else:
+            self.tree = write_entries(
+                (self.entries[path] for path, source in self.changes if source is not None), self.node_bytes, sink
+            )
+
+    def _read(self, sources: list[tuple[str, Source]]) -> None:
+        self.done = 0
+        jobs: deque[_Job] = deque()
+        flying = 0
+        try:
+            for job in self._jobs(sources):
+                jobs.append(job)
+                flying += job.size
+                while jobs and flying > self.limit:
+                    flying -= self._take(jobs.popleft())
+            while jobs:
+                self._take(jobs.popleft())
+        finally:
+            for job in jobs:
+                job.future.cancel()
+            for job in jobs:
+                if not job.future.cancelled():
+                    job.future.exception()
+
+    def _jobs(self, sources: list[tuple[str, Source]]) -> Iterator[_Job]:
+        batch: list[tuple[str, Source]] = []
+        size = 0
+        for path, source in sources:
+            if isinstance(source, Link):
+                self.entries[path] = Entry(path, EntryKind.LINK, target=source.target)
+            elif isinstance(source, EmptyDirectory):
+                self.entries[path] = Entry(path, EntryKind.DIRECTORY)
+            elif isinstance(source, Taken):
+                self.entries[path] = source.entry
+                for digest, _ in source.entry.chunks:
+                    self.writer.claim(digest)
+                if source.entry.tree is not None:
+                    self.writer.claim(source.entry.tree)
+            elif _size_of(source) > BATCH_BYTES:
+                if batch:
+                    yield self._batch(batch, size)
+                    batch, size = [], 0
+                yield from self._blocks(path, source)
+            else:
+                batch.append((path, source))
+                size += _size_of(source)
+                if size >= BATCH_BYTES or len(batch) >= BATCH_FILES:
+                    yield self._batch(batch, size)
+                    batch, size = [], 0
+        if batch:
+            yield self._batch(batch, size)
+
+    def _batch(self, batch: list[tuple[str, Source]], size: int) -> _Job:
+        sources = [source for _, source in batch]
+        future = self.engine.executor().submit(_read_files, sources, self.chunker, self.engine.hash)
+        return _Job(batch, future, size)
+
+    def _blocks(self, path: str, source: Source) -> Iterator[_Job]:
+        """Jobs for one large file; read here, in order, because each cut depends on the one before."""
+        large = _Large(path, source.mode if isinstance(source, LocalFile) else None, self)
+        with _open(source) as file:
+            tail = b""
+            while True:
+                block = _read_block(file, path)
+                final = not block
+                if final:
+                    _check_unchanged(file, source, path)
+                data = memoryview(tail + block) if tail else memoryview(block)
+                ends = self.chunker.boundaries(data, final=final)
+                parts = [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+                future = self.engine.executor().submit(_hash_parts, parts, self.engine.hash)
+                yield _Job([(path, source)], future, len(data), large, final)
+                if final:
+                    return
+                tail = bytes(data[ends[-1] :]) if ends else bytes(data)
+
+    def _take(self, job: _Job) -> int:
+        """Fold the outcome of a job in: ask which chunks are new, and store those."""
+        results = job.future.result()
+        missing = self.writer.missing([digest for chunks in results for digest, _ in chunks])
+        for (path, source), chunks in zip(job.paths, results, strict=True):
+            large = job.large or _Large(path, source.mode if isinstance(source, LocalFile) else None, self)
+            for digest, data in chunks:
+                if digest in missing:
+                    self.writer.put(digest, data)
+                large.add(digest, len(data))
+                self.done += len(data)
+            if job.large is None or job.last:
+                self.entries[path] = large.entry()
+        self.progress("read", self.done, self.total)
+        return job.size
+
+
+def _size_of(source: Source | None) -> int:
+    match source:
+        case LocalFile():
+            return source.signature.size
+        case Spooled():
+            return source.size
+        case _:
+            return 0
+
+
+def _open(source: Source) -> BinaryIO:
+    if isinstance(source, LocalFile):
+        return open_local(source)
+    assert isinstance(source, Spooled)
+    source.file.seek(0)
+    return _Borrowed(source.file)
+
+
+class _Borrowed(io.BufferedIOBase, BinaryIO):
+    """A spooled file that stays open when the reader is done."""
+
+    def __init__(self, file: object) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data: bytes = self._file.read(size)  # type: ignore[attr-defined]
+        return data
+
+
+def _check_unchanged(file: BinaryIO, source: Source, path: str) -> None:
+    """Refuse an open local file that is not what it was when it was added."""
+    if isinstance(source, LocalFile) and Signature.of(os.fstat(file.fileno())) != source.signature:
+        raise InvalidInputError(f"{path!r} changed while reading", hint="log it when it is at rest")
+
+
+def _read_block(file: BinaryIO, path: str) -> bytes:
+    try:
+        return file.read(BLOCK_BYTES)
+    except OSError as error:
+        raise InvalidInputError(f"cannot read {path!r}: {error.strerror}") from None
+
+
+def _hash_parts(parts: list[memoryview], hash_bytes: Callable[[Buffer], bytes]) -> list[Chunks]:
+    return [[(hash_bytes(part), part) for part in parts]]
+
+
+def _read_files(sources: list[Source], chunker: Chunker, hash_bytes: Callable[[Buffer], bytes]) -> list[Chunks]:
+    """Chunks of some whole files, each read once."""
+    return [_read_file(source, chunker, hash_bytes) for source in sources]
+
+
+def _read_file(source: Source, chunker: Chunker, hash_bytes: Callable[[Buffer], bytes]) -> Chunks:
+    data = memoryview(_whole(source))
+    if len(data) <= chunker.params.minimum:
+        return [(hash_bytes(data), data)] if data else []
+    ends = chunker.boundaries(data, final=True)
+    return [(hash_bytes(data[a:b]), data[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
+
+
+def _whole(source: Source) -> Buffer:
+    if isinstance(source, Spooled):
+        source.file.seek(0)
+        return source.file.read()
+    assert isinstance(source, LocalFile)
+    with open_local(source) as file:
+        data = bytearray()
+        while len(data) < source.signature.size + 1:
+            block = _read_block(file, source.path)
+            if not block:
+                break
+            data += block
+        if len(data) != source.signature.size:
+            raise InvalidInputError(f"{source.path!r} changed while reading", hint="log it when it is at rest")
+        _check_unchanged(file, source, source.path)
+    return data

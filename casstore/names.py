@@ -1,0 +1,266 @@
+"""The grammar of everything a user can name: collections, aliases, tags, references, paths, metadata.
+
+References are ``[[entity/]project/]collection[:selector]``; a selector is ``vN``, an alias, or a digest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import NoReturn
+
+from casstore.digest import ALGORITHMS
+from casstore.errors import (
+    InvalidInputError,
+    InvalidMetadataError,
+    InvalidNameError,
+    InvalidPathError,
+    LimitError,
+)
+
+DEFAULT_NAMESPACE = "default"
+LATEST = "latest"
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_TAG = re.compile(r"[-\w]+(?: +[-\w]+)*")
+_NUMBERED = re.compile(r"v(0|[1-9]\d{0,17})")
+_VERSION_LIKE = re.compile(r"v\d+")
+_DRIVE = re.compile(r"[A-Za-z]:")
+
+MAX_PATH_BYTES = 4096
+MAX_SEGMENT_BYTES = 255
+MAX_METADATA_KEYS = 100
+MAX_METADATA_BYTES = 1024 * 1024
+MAX_METADATA_DEPTH = 64
+MAX_DESCRIPTION_BYTES = 64 * 1024
+MAX_LABELS = 100
+MAX_LABEL = 128
+RESERVED_TYPE_PREFIX = "casstore-"
+
+
+def check_name(name: object, what: str = "artifact name") -> str:
+    """A collection, project, entity or type name. Raises `InvalidNameError`."""
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name in {".", ".."}:
+        raise InvalidNameError(
+            f"{what} {name!r} is not valid", hint="1 to 128 of A-Z a-z 0-9 . _ -, not starting with . or -"
+        )
+    return name
+
+
+def check_type(kind: object) -> str:
+    """An artifact type. Raises `InvalidNameError`."""
+    name = check_name(kind, "artifact type")
+    if name.startswith(RESERVED_TYPE_PREFIX):
+        raise InvalidNameError(f"artifact type {name!r} is reserved", hint="choose a name without casstore-")
+    return name
+
+
+def check_alias(alias: object) -> str:
+    """An alias: a name that is not ``vN`` and does not look like a digest. Raises `InvalidNameError`."""
+    if not isinstance(alias, str) or not _NAME.fullmatch(alias) or alias in {".", ".."}:
+        raise InvalidNameError(f"alias {alias!r} is not valid", hint="1 to 128 of A-Z a-z 0-9 . _ -")
+    if _VERSION_LIKE.fullmatch(alias):
+        raise InvalidNameError(f"alias {alias!r} is reserved for version numbers")
+    return alias
+
+
+def check_aliases(aliases: object) -> tuple[str, ...]:
+    """Several aliases, without repeats, in order. Raises `InvalidNameError`, `LimitError`."""
+    return _labels(aliases, check_alias, "aliases")
+
+
+def check_tags(tags: object) -> tuple[str, ...]:
+    """Several tags, without repeats, in order. Raises `InvalidNameError`, `LimitError`."""
+    return _labels(tags, _check_tag, "tags")
+
+
+def _check_tag(tag: object) -> str:
+    if not isinstance(tag, str) or len(tag) > MAX_LABEL or not _TAG.fullmatch(tag):
+        raise InvalidNameError(f"tag {tag!r} is not valid", hint="words of letters, digits, _ and -, at most 128")
+    return tag
+
+
+def _labels(labels: object, check: object, what: str) -> tuple[str, ...]:
+    if isinstance(labels, str) or not isinstance(labels, Iterable):
+        raise InvalidNameError(f"{what} must be a list of strings, not {labels!r}")
+    assert callable(check)
+    found = tuple(dict.fromkeys(check(label) for label in labels))
+    if len(found) > MAX_LABELS:
+        raise LimitError(f"{len(found)} {what}, at most {MAX_LABELS} are allowed")
+    return found
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class CollectionName:
+    """A collection in its project and entity."""
+
+    entity: str
+    project: str
+    name: str
+
+    def __str__(self) -> str:
+        return f"{self.entity}/{self.project}/{self.name}"
+
+    @property
+    def short(self) -> str:
+        """The name with as little namespace as it needs."""
+        if self.entity != DEFAULT_NAMESPACE:
+            return str(self)
+        return self.name if self.project == DEFAULT_NAMESPACE else f"{self.project}/{self.name}"
+
+    @classmethod
+    def parse(cls, text: object, project: str | None = None) -> CollectionName:
+        """Read ``[[entity/]project/]name``; ``project`` gives the namespace when the text has none."""
+        if not isinstance(text, str):
+            raise InvalidNameError(f"{text!r} is not a collection name")
+        parts = text.split("/")
+        if project is not None:
+            if len(parts) > 1:
+                raise InvalidNameError(f"{text!r} names a project already", hint="leave out project=")
+            parts = [*project.split("/"), *parts]
+        if len(parts) > 3:
+            raise InvalidNameError(f"{'/'.join(parts)!r} has too many parts", hint="[[entity/]project/]name")
+        for part in parts:
+            check_name(part, "name")
+        return cls(*[DEFAULT_NAMESPACE] * (3 - len(parts)), *parts)
+
+
+@dataclass(frozen=True, slots=True)
+class Reference:
+    """What a reference says: a collection and a selector (``None`` = not given)."""
+
+    collection: CollectionName
+    selector: str | None
+
+    @property
+    def number(self) -> int | None:
+        """The version number, if the selector is ``vN``."""
+        found = _NUMBERED.fullmatch(self.selector or "")
+        return int(found[1]) if found else None
+
+    @property
+    def digest(self) -> str | None:
+        """The digest, if the selector is one (``algorithm:hex``, or hexadecimal of its length)."""
+        text = self.selector or ""
+        return text if text.partition(":")[0] in ALGORITHMS and ":" in text else None
+
+    def __str__(self) -> str:
+        return f"{self.collection.short}:{self.selector or LATEST}"
+
+
+def parse_reference(text: object) -> Reference:
+    """Read a reference. Raises `InvalidNameError`."""
+    if not isinstance(text, str):
+        raise InvalidNameError(f"{text!r} is not a reference", hint="[[entity/]project/]collection[:vN|alias|digest]")
+    name, colon, selector = text.partition(":")
+    collection = CollectionName.parse(name)
+    if not colon:
+        return Reference(collection, None)
+    algorithm, second, digits = selector.partition(":")
+    if second:
+        if algorithm not in ALGORITHMS or not re.fullmatch(r"[0-9a-f]{32,64}", digits):
+            raise InvalidNameError(f"{text!r} is not a reference", hint="[[entity/]project/]collection[:selector]")
+        return Reference(collection, selector)
+    if _NUMBERED.fullmatch(selector):
+        return Reference(collection, selector)
+    if _VERSION_LIKE.fullmatch(selector):
+        raise InvalidNameError(f"{selector!r} is not a version number", hint="v0, v1, …")
+    if not _NAME.fullmatch(selector):
+        raise InvalidNameError(f"selector {selector!r} of {text!r} is not valid", hint="vN, an alias, or a digest")
+    return Reference(collection, selector)
+
+
+def split_path(text: str) -> tuple[str, str]:
+    """Split ``reference/path`` into both: the path begins at the first ``/`` after the selector's ``:``."""
+    colon = text.find(":")
+    slash = text.find("/", colon) if colon >= 0 else -1
+    if slash < 0:
+        return text, ""
+    return text[:slash], text[slash + 1 :]
+
+
+def check_path(path: object) -> str:
+    """A path inside an artifact: relative, ``/``-separated UTF-8. Raises `InvalidPathError`."""
+    if not isinstance(path, str):
+        raise InvalidPathError(f"path {path!r} is not a string")
+    try:
+        encoded = path.encode()
+    except UnicodeEncodeError:
+        raise InvalidPathError(f"path {path!r} is not valid UTF-8") from None
+    if not path:
+        raise InvalidPathError("a path must not be empty")
+    if len(encoded) > MAX_PATH_BYTES:
+        raise InvalidPathError(f"path {path[:60]!r}… has {len(encoded)} bytes, at most {MAX_PATH_BYTES} are allowed")
+    if path.startswith("/"):
+        raise InvalidPathError(f"path {path!r} is absolute")
+    if "\\" in path or _DRIVE.match(path):
+        raise InvalidPathError(f"path {path!r} has a backslash or a drive letter")
+    if any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in path):
+        raise InvalidPathError(f"path {path!r} has a control character")
+    for segment in path.split("/"):
+        if segment in {"", ".", ".."}:
+            raise InvalidPathError(f"path {path!r} has the segment {segment!r}")
+        if len(segment) * 4 > MAX_SEGMENT_BYTES and len(segment.encode()) > MAX_SEGMENT_BYTES:
+            raise InvalidPathError(f"path {path[:60]!r} has a segment over {MAX_SEGMENT_BYTES} bytes")
+    return path
+
+
+def canonical_metadata(metadata: object) -> bytes:
+    """Metadata as canonical JSON: sorted keys, no spaces, UTF-8. Raises `InvalidMetadataError`."""
+    if metadata is None:
+        return b"{}"
+    if not isinstance(metadata, Mapping):
+        raise InvalidMetadataError(f"metadata must be a mapping, not {type(metadata).__name__}")
+    if len(metadata) > MAX_METADATA_KEYS:
+        raise InvalidMetadataError(f"metadata has {len(metadata)} keys, at most {MAX_METADATA_KEYS} are allowed")
+    plain = _plain(metadata, "metadata", 1)
+    try:
+        text = json.dumps(plain, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    except (UnicodeEncodeError, ValueError):
+        raise InvalidMetadataError("metadata has a string that is not valid UTF-8") from None
+    if len(text) > MAX_METADATA_BYTES:
+        raise InvalidMetadataError(f"metadata has {len(text)} bytes, at most {MAX_METADATA_BYTES} are allowed")
+    return text
+
+
+def _plain(value: object, where: str, depth: int) -> object:
+    if depth > MAX_METADATA_DEPTH:
+        raise InvalidMetadataError(f"metadata is nested deeper than {MAX_METADATA_DEPTH}")
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        return float(value) if math.isfinite(value) else _not_json(where, value)
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                _not_json(f"a key of {where}", key)
+        return {key: _plain(item, f"{where}[{key!r}]", depth + 1) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
+    return _not_json(where, value)
+
+
+def _not_json(where: str, value: object) -> NoReturn:
+    raise InvalidMetadataError(
+        f"{where} is {value!r:.80}, which JSON cannot say", hint="use str, int, finite float, bool, None, list, dict"
+    )
+
+
+def check_description(text: object) -> str:
+    """A description: a string of at most 64 KiB. Raises `InvalidInputError`."""
+    if text is None:
+        return ""
+    if not isinstance(text, str):
+        raise InvalidInputError(f"description {text!r} is not a string")
+    try:
+        size = len(text.encode())
+    except UnicodeEncodeError:
+        raise InvalidInputError("the description is not valid UTF-8") from None
+    if size > MAX_DESCRIPTION_BYTES:
+        raise LimitError(f"the description has {size} bytes, at most {MAX_DESCRIPTION_BYTES} are allowed")
+    return text

@@ -1,0 +1,117 @@
+"""Many chunks ↔ one self-describing object. Pure: no I/O.
+
+Chunks are gathered into *frames* that are compressed together, so that deduplication can be fine and
+compression still coarse; frames are gathered into a pack.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from casstore.codec import Codec
+from casstore.digest import Buffer, Sealer
+from casstore.errors import DigestMismatchError, IntegrityError
+from casstore.format.packs import (
+    FIRST_FRAME,
+    PACK_MAGIC,
+    Footer,
+    VersionNote,
+    encode_end,
+    encode_footer,
+    frame_header,
+    parse_frame,
+)
+from casstore.model import AddPack, ChunkKind, FrameInfo, Location, PackContent
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """An encoded frame: header and payload, and what it holds."""
+
+    stored: bytes
+    raw: int
+    digests: tuple[bytes, ...]
+    lengths: tuple[int, ...]
+
+
+def encode_frame(codec: Codec, chunks: Sequence[tuple[bytes, Buffer]]) -> Frame:
+    """Compress consecutive chunks into one frame, and prove that it gives them back.
+
+    The stored form is decoded and compared before anyone may rely on it: a flipped bit in memory or a bug in
+    the compressor must not become a durable lie (restic #4529). Thread-safe.
+    """
+    parts = [data for _, data in chunks]
+    lengths = tuple(len(part) for part in parts)
+    raw = sum(lengths)
+    number, payload = codec.encode(parts)
+    plain = codec.decode(number, payload, raw, "a new frame")
+    at = 0
+    for part in parts:
+        if plain[at : at + len(part)] != part:
+            raise IntegrityError("a frame did not decode to what was encoded", hint="check this machine's memory")
+        at += len(part)
+    header = frame_header(number, raw, payload)
+    return Frame(header + payload, raw, tuple(digest for digest, _ in chunks), lengths)
+
+
+def decode_frame(codec: Codec, data: Buffer, raw: int, what: str) -> bytes:
+    """The plaintext of a stored frame. Raises `IntegrityError`."""
+    number, payload = parse_frame(data, raw, what)
+    return codec.decode(number, payload, raw, what)
+
+
+def check_chunk(hash_bytes: object, digest: bytes, data: Buffer, what: str) -> None:
+    """Raise `DigestMismatchError` unless the bytes have the digest."""
+    assert callable(hash_bytes)
+    if hash_bytes(data) != digest:
+        raise DigestMismatchError(f"{what} does not have the digest {digest.hex()}", digest=digest.hex())
+
+
+@dataclass(frozen=True, slots=True)
+class SealedPack:
+    """A pack ready to be published, and the record that makes it live."""
+
+    record: AddPack
+    data: tuple[Buffer, ...]
+
+
+class PackWriter:
+    """Collects the frames of one pack. Not thread-safe."""
+
+    def __init__(self, kind: ChunkKind) -> None:
+        self.kind = kind
+        self.size = FIRST_FRAME
+        self._parts: list[Buffer] = [PACK_MAGIC]
+        self._sealer = Sealer()
+        self._sealer.update(PACK_MAGIC)
+        self._frames: list[FrameInfo] = []
+        self._digests: list[bytes] = []
+        self._lengths: list[int] = []
+        self._children: list[int] = []
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+    def add(self, frame: Frame, children: Sequence[int] = ()) -> None:
+        """Append a frame; for nodes, the number of children of each."""
+        self._parts.append(frame.stored)
+        self._sealer.update(frame.stored)
+        self.size += len(frame.stored)
+        self._frames.append(FrameInfo(len(frame.stored), frame.raw, len(frame.digests)))
+        self._digests.extend(frame.digests)
+        self._lengths.extend(frame.lengths)
+        self._children.extend(children)
+
+    def finish(self, pack: bytes, versions: Sequence[VersionNote] = ()) -> SealedPack:
+        """Close the pack under a name that was never used before."""
+        content = PackContent(self.kind, tuple(self._frames), tuple(self._digests), tuple(self._lengths))
+        footer = encode_footer(Footer(content, tuple(self._children), tuple(versions)))
+        self._sealer.update(footer)
+        end = encode_end(self._sealer.seal(), footer)
+        return SealedPack(AddPack(pack, self.size + len(footer) + len(end), content), (*self._parts, footer, end))
+
+
+def slice_chunk(plain: bytes, place: Location) -> bytes:
+    """The bytes of one chunk out of its frame."""
+    return plain[place.offset : place.offset + place.length]

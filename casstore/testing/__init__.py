@@ -1,0 +1,5 @@
+"""Tools to test casstore with, shipped for those who write a backend or embed a store.
+
+``contract``: what every backend must do. ``faulty``: a backend that fails on demand. ``record``: a trace of
+file effects, and errors in their place. ``crashstates``: what a power cut could leave of such a trace.
+"""

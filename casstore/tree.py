@@ -1,0 +1,328 @@
+"""Directories and long files as content: prolly trees of nodes. Write, edit, walk, diff.
+
+A tree is a sorted sequence of items cut into nodes at places that depend only on the items since the last cut,
+so equal content has one root digest whatever its history, and an edit rewrites only the nodes around it.
+After "Prolly trees" in the Noms technical overview; the cut here weighs an item by its encoded size.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from casstore.digest import checksum64
+from casstore.errors import FormatError
+from casstore.format.nodes import (
+    CHUNK_LIST,
+    DIRECTORY,
+    Child,
+    Node,
+    encode_child,
+    encode_chunk,
+    encode_entry,
+    encode_node,
+)
+from casstore.model import Entry
+
+INLINE_CHUNKS = 32
+"""longer chunk lists go into nodes of their own"""
+
+MAX_LEVEL = 64
+
+Sink = Callable[[bytes, tuple[bytes, ...]], bytes]
+"""takes a node's bytes and its distinct children, stores it if need be, returns its digest"""
+
+Fetch = Callable[[bytes], Node]
+"""reads a node"""
+
+
+@dataclass(frozen=True, slots=True)
+class Tree:
+    """A finished tree."""
+
+    root: bytes
+    count: int
+    size: int
+
+
+@dataclass(slots=True)
+class _Item:
+    """One item of a node under construction: encoded form, boundary hash input, what it refers to and sums."""
+
+    encoded: bytes
+    key: bytes
+    last: str
+    references: tuple[bytes, ...]
+    count: int
+    size: int
+
+
+class _Level:
+    """The node being filled at one level."""
+
+    def __init__(self, builder: Builder, level: int) -> None:
+        self.builder = builder
+        self.level = level
+        self.items: list[_Item] = []
+        self.bytes = 0
+        self.emitted = 0
+        self.only: Child | None = None
+
+    def add(self, item: _Item) -> None:
+        self.items.append(item)
+        length = len(item.encoded)
+        self.bytes += length
+        average = self.builder.average
+        if self.bytes >= average * 4:
+            self.emit()
+        elif self.bytes >= average // 4 and (self.level == 0 or len(self.items) > 1):
+            # Chance in proportion to the item's size, so that nodes have the same size whatever their items.
+            # The level seasons the hash: else a key that ends a leaf would end every node above it too.
+            chance = (length << 32) // (average - average // 4)
+            if checksum64(item.key, self.level) & 0xFFFF_FFFF < chance:
+                self.emit()
+
+    def emit(self) -> None:
+        items, self.items, self.bytes = self.items, [], 0
+        data = encode_node(self.builder.kind, self.level, [item.encoded for item in items])
+        references = dict.fromkeys(reference for item in items for reference in item.references)
+        digest = self.builder.sink(data, tuple(references))
+        last = items[-1].last if items else ""
+        self.push(Child(digest, last, sum(item.count for item in items), sum(item.size for item in items)))
+
+    def push(self, child: Child) -> None:
+        """A finished node of this level goes up. The first waits: alone it would be the root."""
+        self.emitted += 1
+        if self.emitted == 1:
+            self.only = child
+            return
+        above = self.builder.level(self.level + 1)
+        if self.only is not None:
+            above.add(_child_item(self.only))
+            self.only = None
+        above.add(_child_item(child))
+
+
+def _child_item(child: Child) -> _Item:
+    key = child.last.encode() if child.last else child.digest
+    return _Item(encode_child(child), key, child.last, (child.digest,), child.count, child.size)
+
+
+class Builder:
+    """Builds one tree from its items, in order. Nodes leave through ``sink``, children before parents."""
+
+    def __init__(self, kind: str, average: int, sink: Sink) -> None:
+        self.kind = kind
+        self.average = average
+        self.sink = sink
+        self._levels: list[_Level] = []
+
+    def level(self, number: int) -> _Level:
+        """The level under construction."""
+        if number >= MAX_LEVEL:
+            raise FormatError("a tree is too deep")
+        while len(self._levels) <= number:
+            self._levels.append(_Level(self, len(self._levels)))
+        return self._levels[number]
+
+    def add_entry(self, entry: Entry) -> None:
+        """The next entry of a directory tree; paths rise in byte order."""
+        references = [digest for digest, _ in entry.chunks]
+        if entry.tree is not None:
+            references.append(entry.tree)
+        item = _Item(encode_entry(entry), entry.path.encode(), entry.path, tuple(references), 1, entry.size)
+        self.level(0).add(item)
+
+    def add_chunk(self, digest: bytes, length: int) -> None:
+        """The next chunk of a chunk list."""
+        self.level(0).add(_Item(encode_chunk((digest, length)), digest, "", (digest,), 1, length))
+
+    def reuse(self, child: Child, level: int) -> bool:
+        """Take over a whole stored node of a level, if every level up to it is at a boundary."""
+        self.level(level)
+        below = self._levels[:level]
+        if self._levels[level].items or any(lower.items or lower.only for lower in below):
+            return False
+        for lower in below:
+            lower.emitted += 2  # more nodes lie below this one: a lone one to come is not the root
+        self.level(level).push(child)
+        return True
+
+    def finish(self) -> Tree:
+        """Close the last node of every level; the root is the lowest level's only node."""
+        number = 0
+        while True:
+            level = self.level(number)
+            if level.items or level.emitted == 0:
+                level.emit()
+            if level.emitted == 1 and level.only is not None:
+                return Tree(level.only.digest, level.only.count, level.only.size)
+            number += 1
+
+
+def write_entries(entries: Iterable[Entry], average: int, sink: Sink) -> Tree:
+    """Store a directory tree of entries that rise in path bytes."""
+    builder = Builder(DIRECTORY, average, sink)
+    for entry in entries:
+        builder.add_entry(entry)
+    return builder.finish()
+
+
+def write_chunk_list(chunks: Iterable[tuple[bytes, int]], average: int, sink: Sink) -> Tree:
+    """Store the chunk list of one file."""
+    builder = Builder(CHUNK_LIST, average, sink)
+    for digest, length in chunks:
+        builder.add_chunk(digest, length)
+    return builder.finish()
+
+
+def edit_entries(
+    root: bytes, changes: Sequence[tuple[str, Entry | None]], fetch: Fetch, average: int, sink: Sink
+) -> Tree:
+    """Store the tree that differs from a stored one by some changes, sorted by path bytes; None removes.
+
+    Reads and writes O(changes · depth) nodes. The result is the very tree `write_entries` would make.
+    """
+    return _Edit(changes, fetch, Builder(DIRECTORY, average, sink)).run(root)
+
+
+class _Edit:
+    def __init__(self, changes: Sequence[tuple[str, Entry | None]], fetch: Fetch, builder: Builder) -> None:
+        self.changes = changes
+        self.keys = [path.encode() for path, _ in changes]
+        self.at = 0
+        self.fetch = fetch
+        self.builder = builder
+
+    def run(self, root: bytes) -> Tree:
+        self._node(self.fetch(root), last=True)
+        self._pending(None)
+        return self.builder.finish()
+
+    def _pending(self, before: bytes | None) -> None:
+        """Add the changes that come before a key."""
+        while self.at < len(self.keys) and (before is None or self.keys[self.at] < before):
+            entry = self.changes[self.at][1]
+            if entry is not None:
+                self.builder.add_entry(entry)
+            self.at += 1
+
+    def _node(self, node: Node, *, last: bool) -> None:
+        if node.level == 0:
+            for entry in node.entries:
+                key = entry.path.encode()
+                self._pending(key)
+                if self.at < len(self.keys) and self.keys[self.at] == key:
+                    change = self.changes[self.at][1]
+                    self.at += 1
+                    if change is not None:
+                        self.builder.add_entry(change)
+                else:
+                    self.builder.add_entry(entry)
+            return
+        for i, child in enumerate(node.children):
+            # The last node of a level ended because the items did, not at a cut: what follows may join it.
+            tail = last and i == len(node.children) - 1
+            untouched = self.at >= len(self.keys) or self.keys[self.at] > child.last.encode()
+            if untouched and not tail and self.builder.reuse(child, node.level - 1):
+                continue
+            self._node(self.fetch(child.digest), last=tail)
+
+
+def walk(root: bytes, fetch: Fetch, *, start: str = "", prefix: str = "") -> Iterator[Entry]:
+    """Entries in path order: those from ``start`` on whose path begins with ``prefix`` (as a string)."""
+    first = max(start.encode(), prefix.encode())
+    return _walk(fetch(root), fetch, first, prefix.encode())
+
+
+def _walk(node: Node, fetch: Fetch, first: bytes, prefix: bytes) -> Iterator[Entry]:
+    if node.level == 0:
+        for entry in node.entries:
+            key = entry.path.encode()
+            if key < first:
+                continue
+            if not key.startswith(prefix):
+                return
+            yield entry
+        return
+    for child in node.children:
+        if child.last.encode() < first:
+            continue
+        yield from _walk(fetch(child.digest), fetch, first, prefix)
+        if prefix and child.last.encode() > prefix and not child.last.encode().startswith(prefix):
+            return
+
+
+def find(root: bytes, path: str, fetch: Fetch) -> Entry | None:
+    """The entry at a path, or None. Reads one node a level."""
+    key = path.encode()
+    node = fetch(root)
+    while node.level:
+        keys = [child.last.encode() for child in node.children]
+        position = bisect_left(keys, key)
+        if position == len(keys):
+            return None
+        node = fetch(node.children[position].digest)
+    for entry in node.entries:
+        if entry.path == path:
+            return entry
+    return None
+
+
+def chunk_list(
+    root: bytes, fetch: Fetch, *, offset: int = 0, end: int | None = None
+) -> Iterator[tuple[int, bytes, int]]:
+    """Chunks of a long file that touch a byte range, as (position in the file, digest, length)."""
+    return _chunk_list(fetch(root), fetch, 0, offset, end)
+
+
+def _chunk_list(node: Node, fetch: Fetch, at: int, offset: int, end: int | None) -> Iterator[tuple[int, bytes, int]]:
+    for digest, size in node.chunks or [(child.digest, child.size) for child in node.children]:
+        if end is not None and at >= end:
+            return
+        if at + size > offset:
+            if node.level:
+                yield from _chunk_list(fetch(digest), fetch, at, offset, end)
+            else:
+                yield at, digest, size
+        at += size
+
+
+def diff(a: bytes, b: bytes, fetch: Fetch) -> tuple[dict[str, Entry], dict[str, Entry]]:
+    """Entries that are only in ``a`` and only in ``b`` (a changed path is in both). O(difference · depth)."""
+    if a == b:
+        return {}, {}
+    left, right = [(a, fetch(a))], [(b, fetch(b))]
+    while True:
+        level = max((node.level for _, node in (*left, *right)), default=0)
+        if level == 0:
+            break
+        left, right = _descend(left, right, level, fetch)
+    before = {entry.path: entry for _, node in left for entry in node.entries}
+    after = {entry.path: entry for _, node in right for entry in node.entries}
+    same = {path for path, entry in before.items() if after.get(path) == entry}
+    return (
+        {path: entry for path, entry in before.items() if path not in same},
+        {path: entry for path, entry in after.items() if path not in same},
+    )
+
+
+_Frontier = list[tuple[bytes, Node]]
+
+
+def _descend(left: _Frontier, right: _Frontier, level: int, fetch: Fetch) -> tuple[_Frontier, _Frontier]:
+    """Replace the nodes of the highest level by their children, without those both sides have."""
+    sides = []
+    for frontier in (left, right):
+        stay = [pair for pair in frontier if pair[1].level < level]
+        down = [child.digest for _, node in frontier if node.level == level for child in node.children]
+        sides.append((stay, down))
+    (left_stay, left_down), (right_stay, right_down) = sides
+    left_all = {digest for digest, _ in left_stay} | set(left_down)
+    right_all = {digest for digest, _ in right_stay} | set(right_down)
+    common = left_all & right_all
+    return (
+        [pair for pair in left_stay if pair[0] not in common] + [(d, fetch(d)) for d in left_down if d not in common],
+        [pair for pair in right_stay if pair[0] not in common] + [(d, fetch(d)) for d in right_down if d not in common],
+    )

@@ -1,0 +1,290 @@
+"""One replica of the state: catches up with the log and answers questions. LMDB or memory underneath."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
+from typing import Protocol, TypeVar
+
+from casstore.errors import IntegrityError
+from casstore.format.rows import decode_chunk, decode_row, u64
+from casstore.index import IndexDamagedError
+from casstore.log import Log
+from casstore.model import (
+    AliasChange,
+    ChunkRow,
+    CollectionRow,
+    Location,
+    PackRow,
+    PinRow,
+    Segment,
+    VersionRow,
+    VersionState,
+)
+from casstore.state import (
+    ALIAS,
+    ALIAS_LOG,
+    CHUNK,
+    COLLECTION,
+    COLLECTION_NAME,
+    NODE,
+    PACK,
+    PIN,
+    POLICY,
+    ROOT,
+    TRASHED,
+    TXID,
+    VERSION,
+    ZERO,
+    Head,
+    Tables,
+    apply,
+    head_of,
+    version_key,
+)
+
+T = TypeVar("T")
+
+BATCH_SEGMENTS = 64
+BATCH_RECORDS = 50_000
+
+
+class Storage(Protocol):
+    """What a view is kept in (`casstore.index`)."""
+
+    def read(self) -> AbstractContextManager[Tables]:
+        """A consistent snapshot."""
+        ...
+
+    def update(self, body: Callable[[Tables], T]) -> T:
+        """One write transaction; ``body`` may run more than once."""
+        ...
+
+    def reset(self) -> None:
+        """Empty every table."""
+        ...
+
+    def close(self) -> None:
+        """Let go."""
+        ...
+
+
+class View:
+    """The state at some position of the log, shared by every handle on the host. Thread-safe."""
+
+    def __init__(
+        self, storage: Storage, log: Log, effect: Callable[[str], None], discard: Callable[[int | None], None]
+    ) -> None:
+        self._storage = storage
+        self._discard = discard
+        self._log = log
+        self._effect = effect
+
+    # --- keeping up
+
+    def check(self) -> None:
+        """Compare the view with the log it claims to show. Raises `IntegrityError` when the log went back."""
+        head = self.head()
+        if head.seq == 0:
+            return
+        try:
+            raw = self._log.read_raw(head.seq)
+        except IntegrityError:
+            # A damaged segment says nothing about the view, which was made when it was whole.
+            return
+        if raw is None or raw.chain != head.chain:
+            raise IntegrityError(
+                f"the log {'ends before' if raw is None else 'differs at'} segment {head.seq}, seen earlier",
+                hint="if the log was restored from a copy on purpose: casstore index rebuild",
+            )
+
+    def refresh(self) -> Head:
+        """Fold in every segment up to the head of the log; returns the position reached.
+
+        A view that turns out to be damaged is thrown away and made again from the log.
+        """
+        try:
+            return self._catch_up()
+        except IndexDamagedError as error:
+            self._discard(error.generation)
+            return self._catch_up()
+
+    def _catch_up(self) -> Head:
+        while True:
+            head = self.head()
+            batch: list[tuple[Segment, bytes]] = []
+            weight = 0
+            # Segments are read before the write transaction begins: nobody waits on our I/O.
+            for segment, chain in self._log.after(head.seq):
+                batch.append((segment, chain))
+                weight += sum(len(t.records) for t in segment.transactions)
+                if len(batch) >= BATCH_SEGMENTS or weight >= BATCH_RECORDS:
+                    break
+            if not batch:
+                return head
+            self.fold(batch)
+
+    def fold(self, batch: Sequence[tuple[Segment, bytes]]) -> None:
+        """Apply segments that are in the log, skipping those another handle applied first."""
+
+        def body(tables: Tables) -> None:
+            for segment, chain in batch:
+                if segment.seq == head_of(tables).seq + 1:
+                    apply(tables, segment, chain)
+
+        self._storage.update(body)
+        self._effect("index-commit")
+
+    def rebuild(self) -> Head:
+        """Forget everything and fold the log in again."""
+        self._storage.reset()
+        return self.refresh()
+
+    def close(self) -> None:
+        """Let go of the storage."""
+        self._storage.close()
+
+    def read(self) -> AbstractContextManager[Tables]:
+        """A consistent snapshot of the tables. Keep it short."""
+        return self._storage.read()
+
+    def update(self, body: Callable[[Tables], T]) -> T:
+        """Change the tables behind the log's back: for tests that damage the view."""
+        return self._storage.update(body)
+
+    # --- questions
+
+    def head(self) -> Head:
+        """The position of the view."""
+        with self.read() as tables:
+            return head_of(tables)
+
+    def outcome(self, txid: bytes) -> tuple[int, tuple[int, ...]] | None:
+        """Segment and assigned numbers of a transaction that took effect, or None."""
+        with self.read() as tables:
+            row = tables.get(TXID, txid)
+        return None if row is None else decode_row(row, tuple[int, tuple[int, ...]])
+
+    def locate(self, digests: Sequence[bytes]) -> list[Location | None]:
+        """Where chunks are."""
+        with self.read() as tables:
+            rows = [tables.get(CHUNK, digest) for digest in digests]
+        return [None if row is None else decode_chunk(row).location for row in rows]
+
+    def known(self, digests: Sequence[bytes]) -> list[bool]:
+        """Which digests are indexed."""
+        with self.read() as tables:
+            return [tables.get(CHUNK, digest) is not None for digest in digests]
+
+    def policy(self) -> dict[str, object]:
+        """Policy values that were set."""
+        with self.read() as tables:
+            return {key.decode(): json.loads(value) for key, value in tables.scan(POLICY)}
+
+    def pins(self) -> list[tuple[bytes, PinRow]]:
+        """Pins that are held."""
+        with self.read() as tables:
+            return [(key, decode_row(row, PinRow)) for key, row in tables.scan(PIN)]
+
+
+# --- questions on a snapshot ---------------------------------------------------------------------
+
+
+def chunk_at(tables: Tables, digest: bytes) -> ChunkRow | None:
+    """An indexed chunk."""
+    row = tables.get(CHUNK, digest)
+    return None if row is None else decode_chunk(row)
+
+
+def children_of(tables: Tables, digest: bytes) -> list[bytes] | None:
+    """Children of an indexed node; None if it is not one."""
+    row = tables.get(NODE, digest)
+    if row is None:
+        return None
+    width = len(digest)
+    return [row[at : at + width] for at in range(0, len(row), width)]
+
+
+def packs(tables: Tables) -> Iterator[tuple[bytes, PackRow]]:
+    """Every pack the log knows."""
+    for key, row in tables.scan(PACK):
+        yield key, decode_row(row, PackRow)
+
+
+def pack_at(tables: Tables, pack: bytes) -> PackRow | None:
+    """A pack the log knows."""
+    row = tables.get(PACK, pack)
+    return None if row is None else decode_row(row, PackRow)
+
+
+def unreferenced(tables: Tables) -> Iterator[bytes]:
+    """The zero-count table."""
+    for key, _ in tables.scan(ZERO):
+        yield key
+
+
+def collection_named(tables: Tables, name: str) -> CollectionRow | None:
+    """A collection by its full name."""
+    row = tables.get(COLLECTION, name.encode())
+    return None if row is None else decode_row(row, CollectionRow)
+
+
+def collections(tables: Tables, prefix: str = "") -> Iterator[CollectionRow]:
+    """Collections in name order."""
+    for _, row in tables.scan(COLLECTION, prefix=prefix.encode()):
+        yield decode_row(row, CollectionRow)
+
+
+def collection_name(tables: Tables, identifier: int) -> str:
+    """Full name of a collection."""
+    row = tables.get(COLLECTION_NAME, u64(identifier))
+    if row is None:
+        raise IntegrityError(f"collection {identifier} has no name in the index", hint="casstore index rebuild")
+    return row.decode()
+
+
+def version_at(tables: Tables, collection: int, number: int) -> VersionRow | None:
+    """A version in any state."""
+    row = tables.get(VERSION, version_key(collection, number))
+    return None if row is None else decode_row(row, VersionRow)
+
+
+def versions(
+    tables: Tables, collection: int | None = None, *, newest_first: bool = False, states: Sequence[VersionState] = ()
+) -> Iterator[VersionRow]:
+    """Versions of one collection or of all, in number order."""
+    prefix = b"" if collection is None else u64(collection)
+    for _, row in tables.scan(VERSION, prefix=prefix, reverse=newest_first):
+        version = decode_row(row, VersionRow)
+        if not states or version.state in states:
+            yield version
+
+
+def with_root(tables: Tables, collection: int, root: bytes) -> Iterator[VersionRow]:
+    """Versions of a collection that have some content, lowest first, trashed ones included."""
+    for key, _ in tables.scan(ROOT, prefix=u64(collection) + root):
+        found = version_at(tables, collection, int.from_bytes(key[-8:], "big"))
+        if found is not None:
+            yield found
+
+
+def trashed(tables: Tables) -> Iterator[VersionRow]:
+    """Versions in the trash."""
+    for key, _ in tables.scan(TRASHED):
+        found = version_at(tables, int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big"))
+        if found is not None:
+            yield found
+
+
+def aliases(tables: Tables, collection: int) -> dict[str, int]:
+    """Aliases of a collection."""
+    return {key[8:].decode(): int.from_bytes(value, "big") for key, value in tables.scan(ALIAS, prefix=u64(collection))}
+
+
+def alias_changes(tables: Tables, collection: int, alias: str | None = None) -> Iterator[AliasChange]:
+    """History of the aliases of a collection, oldest first."""
+    for _, row in tables.scan(ALIAS_LOG, prefix=u64(collection)):
+        change = decode_row(row, AliasChange)
+        if alias is None or change.alias == alias:
+            yield change

@@ -1,0 +1,170 @@
+"""A writing session: stores what is new, claims what is known, and commits both or neither.
+
+A deduplication hit is a *claim*: "this digest is in the store". It is checked when it is made and again at the
+commit, on the very state the commit is appended to; claims that a collector broke meanwhile are stored anew.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from casstore.chunks import ChunkWriter
+from casstore.digest import Buffer
+from casstore.engine import Committed, Engine
+from casstore.errors import StoreBusyError
+from casstore.format.packs import VersionNote
+from casstore.model import AddNode, AddPack, ChunkKind, Record
+from casstore.state import CHUNK, NODE, PACK, Tables, head_of
+
+ROUNDS = 50
+"""times a commit may find claims broken before it gives up"""
+
+
+class _Broken(Exception):
+    """Claims or packs of a session are gone from the state."""
+
+    def __init__(self, claims: set[bytes], packs: set[bytes]) -> None:
+        super().__init__()
+        self.claims = claims
+        self.packs = packs
+
+
+class Writer:
+    """One session. Not thread-safe; nothing it stores means anything until `commit` returns."""
+
+    def __init__(self, engine: Engine) -> None:
+        engine.check_writable()
+        self.engine = engine
+        self.base = engine.view.refresh().seq
+        self._checked = self.base
+        settings, config = engine.settings, engine.config
+        self._writers = {
+            kind: ChunkWriter(
+                engine.backend,
+                engine.codec,
+                engine.executor(),
+                engine.new_pack,
+                kind,
+                frame_bytes=config.frame_bytes,
+                pack_bytes=config.pack_bytes,
+                in_flight=settings.workers * 2,
+            )
+            for kind in ChunkKind
+        }
+        self._own: set[bytes] = set()
+        self._claims: set[bytes] = set()
+        self._packs: list[AddPack] = []
+        self._nodes: dict[bytes, AddNode] = {}
+        self.new_bytes = 0
+        """plaintext bytes of the chunks this session stored"""
+
+    @property
+    def stored_bytes(self) -> int:
+        """Bytes of the packs this session published."""
+        return sum(writer.stored_bytes for writer in self._writers.values())
+
+    def missing(self, digests: Sequence[bytes]) -> set[bytes]:
+        """Those of some data digests that this session must store; the others become claims."""
+        unknown = [digest for digest in digests if digest not in self._own and digest not in self._claims]
+        found = self.engine.view.known(unknown)
+        absent = {digest for digest, known in zip(unknown, found, strict=True) if not known}
+        self._claims.update(digest for digest, known in zip(unknown, found, strict=True) if known)
+        return absent
+
+    def put(self, digest: bytes, data: Buffer) -> None:
+        """Store a data chunk that `missing` named."""
+        if digest not in self._own:
+            self._own.add(digest)
+            self.new_bytes += len(data)
+            self._writers[ChunkKind.DATA].add(digest, data)
+
+    def put_node(self, data: bytes, children: tuple[bytes, ...]) -> bytes:
+        """Store a tree node unless it is known; returns its digest. Children come before their parents."""
+        digest = self.engine.hash(data)
+        if digest in self._claims:
+            return digest
+        if digest in self._nodes:
+            # Built again after broken claims: its record moves behind those of its children.
+            self._nodes[digest] = self._nodes.pop(digest)
+            return digest
+        with self.engine.view.read() as tables:
+            known = tables.get(NODE, digest) is not None
+            if known:
+                self._claims.add(digest)
+                return digest
+            # Children that this session did not store are claims too: reused subtrees of a draft's base.
+            self._claims.update(child for child in children if child not in self._own and child not in self._nodes)
+        self._nodes[digest] = AddNode(digest, children)
+        if digest not in self._own:
+            self._own.add(digest)
+            self.new_bytes += len(data)
+            self._writers[ChunkKind.NODE].add(digest, data, len(children))
+        return digest
+
+    def stores(self, digest: bytes) -> bool:
+        """True if this session has stored a digest itself."""
+        return digest in self._own
+
+    def claim(self, digest: bytes) -> None:
+        """Rely on a digest that is in the store."""
+        if digest not in self._own:
+            self._claims.add(digest)
+
+    def commit(
+        self,
+        records: Callable[[Tables], Sequence[Record] | None],
+        restore: Callable[[set[bytes]], None],
+        notes: Callable[[], Sequence[VersionNote]] = tuple,
+    ) -> Committed | None:
+        """Publish what was stored and commit it with more records, in one transaction.
+
+        ``records`` runs on the state at the head and may find that nothing is to be done (None): then nothing
+        is committed. ``restore`` is called, outside the commit, with claims that were broken; it must store
+        them again through this session. ``notes`` go into the footer of the last node pack.
+        """
+        for _ in range(ROUNDS):
+            self._packs += self._writers[ChunkKind.DATA].finish()
+            self._packs += self._writers[ChunkKind.NODE].finish(notes())
+            try:
+                return self.engine.commit(lambda tables: self._records(tables, records), packs_since=self.base)
+            except _Broken as broken:
+                self._forget(broken)
+                restore(broken.claims)
+        raise StoreBusyError(
+            f"the collector removed what this commit relied on {ROUNDS} times in a row", hint="try again"
+        )
+
+    def _records(self, tables: Tables, more: Callable[[Tables], Sequence[Record] | None]) -> Sequence[Record]:
+        extra = more(tables)
+        if extra is None:
+            return ()
+        condemned = {pack.pack for pack in self._packs if tables.get(PACK, pack.pack) is not None}
+        broken = self._broken_claims(tables)
+        if broken or condemned:
+            raise _Broken(broken, condemned)
+        return (*self._packs, *self._nodes.values(), *extra)
+
+    def _broken_claims(self, tables: Tables) -> set[bytes]:
+        """Claims that no longer hold: looks only at what changed, if that is known."""
+        head = head_of(tables).seq
+        dropped = self.engine.dropped_between(self._checked, head) if head > self._checked else set()
+        suspects = self._claims if dropped is None else self._claims & dropped
+        return {digest for digest in suspects if tables.get(CHUNK, digest) is None}
+
+    def _forget(self, broken: _Broken) -> None:
+        """Take back claims and packs that do not hold, so that their content is stored again."""
+        self._claims -= broken.claims
+        for pack in self._packs:
+            if pack.pack in broken.packs:
+                lost = set(pack.content.digests)
+                self._own -= lost
+                broken.claims |= lost
+        self._packs = [pack for pack in self._packs if pack.pack not in broken.packs]
+        # Nodes are built again from the entries; those that are still stored are found again.
+        for digest in broken.claims:
+            self._nodes.pop(digest, None)
+
+    def abandon(self) -> None:
+        """Give up: wait for work in flight. Published packs are orphans, which the collector sweeps."""
+        for writer in self._writers.values():
+            writer.abandon()
