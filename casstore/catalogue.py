@@ -18,22 +18,25 @@ from casstore.errors import (
     StaleBaseError,
     VersionNotFoundError,
 )
+from casstore.format.rows import decode_row
 from casstore.model import (
     AliasChange,
     CollectionRow,
     DropAlias,
+    PinRow,
     Purge,
     Record,
     Restore,
     SetAlias,
     SetPolicy,
     Trash,
+    Unpin,
     UpdateVersion,
     VersionRow,
     VersionState,
 )
 from casstore.names import LATEST, CollectionName, Reference, parse_reference
-from casstore.state import ANY, Tables, alias_target, aliases_of, head_of
+from casstore.state import ANY, PIN, Tables, alias_target, aliases_of, head_of
 from casstore.view import (
     alias_changes,
     collection_name,
@@ -293,7 +296,7 @@ def _in_trash(tables: Tables, found: Found) -> VersionRow:
 
 
 def purge_due(engine: Engine, actor: str) -> list[str]:
-    """Purge every trashed version whose date has come by the ratchet clock; returns their labels."""
+    """Purge what is due by the ratchet clock and release pins that expired; returns the versions' labels."""
     purged: list[str] = []
 
     def build(tables: Tables) -> Sequence[Record]:
@@ -305,6 +308,9 @@ def purge_due(engine: Engine, actor: str) -> list[str]:
                 name = CollectionName.parse(collection_name(tables, version.collection))
                 records.append(Purge(str(name), version.number, version.trash_seq, force=False, actor=actor))
                 purged.append(f"{name.short}:v{version.number}")
+        for key, row in tables.scan(PIN):
+            if decode_row(row, PinRow).expires <= safe:
+                records.append(Unpin(key))
         return records
 
     engine.commit(build)

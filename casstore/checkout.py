@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import Self
 
 from casstore.catalogue import Found
-from casstore.contents import Piece, below, entries, named, naming, pieces, windows
+from casstore.contents import Failures, Piece, below, entries, named, naming, pieces, windows
 from casstore.engine import Engine
 from casstore.errors import (
     AlreadyExistsError,
@@ -75,7 +75,8 @@ def download(
     """
     if overwrite not in OVERWRITE:
         raise InvalidInputError(f"overwrite={overwrite!r} is not valid", hint=", ".join(OVERWRITE))
-    wanted = list(_selected(engine, found, path_prefix, glob))
+    failures: Failures = []
+    wanted = list(_selected(engine, found, path_prefix, glob, failures))
     report = DownloadReport(os.fspath(root))
     try:
         with _Target(report.path) as target:
@@ -83,7 +84,7 @@ def download(
             target.check_space(total)
             if overwrite != "replace":
                 wanted = _without_existing(target, wanted, overwrite, report)
-            job = _Download(engine, found, target, report, progress, total)
+            job = _Download(engine, found, target, report, progress, total, failures)
             job.run(wanted)
     except OSError as error:
         if isinstance(error, CasstoreError):
@@ -100,8 +101,10 @@ def _disk_error(error: OSError) -> CasstoreError:
     return failure
 
 
-def _selected(engine: Engine, found: Found, path_prefix: str | None, glob: str | None) -> Iterator[Entry]:
-    for entry in below(engine, found, path_prefix):
+def _selected(
+    engine: Engine, found: Found, path_prefix: str | None, glob: str | None, failures: Failures
+) -> Iterator[Entry]:
+    for entry in below(engine, found, path_prefix, failures):
         if glob is None or fnmatch.fnmatchcase(entry.path, glob):
             yield entry
 
@@ -190,7 +193,14 @@ class _Download:
     """One download under way."""
 
     def __init__(
-        self, engine: Engine, found: Found, target: _Target, report: DownloadReport, progress: Progress, total: int
+        self,
+        engine: Engine,
+        found: Found,
+        target: _Target,
+        report: DownloadReport,
+        progress: Progress,
+        total: int,
+        failures: Failures,
     ) -> None:
         self.engine = engine
         self.found = found
@@ -198,7 +208,7 @@ class _Download:
         self.report = report
         self.progress = progress
         self.total = total
-        self.failures: list[tuple[str, IntegrityError]] = []
+        self.failures = failures
 
     def run(self, wanted: Iterable[Entry]) -> None:
         links: list[Entry] = []
@@ -329,7 +339,8 @@ def verify_stored(engine: Engine, found: Found, progress: Progress = no_progress
     changed: list[str] = []
     missing: list[str] = []
     done = 0
-    for entry in entries(engine, found):
+    failures: Failures = []
+    for entry in entries(engine, found, failures=failures):
         if entry.kind is not EntryKind.FILE:
             continue
         try:
@@ -341,6 +352,8 @@ def verify_stored(engine: Engine, found: Found, progress: Progress = no_progress
         except IntegrityError as error:
             (missing if error.code == "chunk-missing" else changed).append(entry.path)
         progress("verify", done, found.version.size)
+    for path, failure in failures:
+        (missing if failure.code == "chunk-missing" else changed).append(path)
     _raise_problems(found, missing, changed, [])
     return done
 

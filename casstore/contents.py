@@ -109,23 +109,40 @@ def find_entry(engine: Engine, found: Found, path: str) -> Entry | None:
         return find(found.version.root, path, engine.node)
 
 
-def entries(engine: Engine, found: Found, *, start: str = "", prefix: str = "") -> Iterator[Entry]:
-    """Entries of a version in path order. O(1) memory."""
+Failures = list[tuple[str, IntegrityError]]
+"""paths that cannot be read, and why"""
+
+
+def entries(
+    engine: Engine, found: Found, *, start: str = "", prefix: str = "", failures: Failures | None = None
+) -> Iterator[Entry]:
+    """Entries of a version in path order. O(1) memory.
+
+    Raises `IntegrityError` at a damaged part of the tree; with ``failures`` it is noted there, under the last
+    path of that part, and left out.
+    """
+
+    def damaged(error: IntegrityError | FormatError, path: str) -> None:
+        assert failures is not None
+        damage = error if isinstance(error, IntegrityError) else IntegrityError(error.message)
+        failures.append((path, named(damage, found, path)))
+
     with naming(found):
-        yield from walk(found.version.root, engine.node, start=start, prefix=prefix)
+        root = found.version.root
+        yield from walk(root, engine.node, start=start, prefix=prefix, damaged=None if failures is None else damaged)
 
 
-def below(engine: Engine, found: Found, path_prefix: str | None) -> Iterator[Entry]:
+def below(engine: Engine, found: Found, path_prefix: str | None, failures: Failures | None = None) -> Iterator[Entry]:
     """Entries at a path or below it, by whole segments; a trailing ``/`` means a directory only."""
     if not path_prefix:
-        yield from entries(engine, found)
+        yield from entries(engine, found, failures=failures)
         return
     directory = path_prefix.rstrip("/")
     if not path_prefix.endswith("/"):
         exact = find_entry(engine, found, directory)
         if exact is not None:
             yield exact
-    yield from entries(engine, found, prefix=directory + "/")
+    yield from entries(engine, found, prefix=directory + "/", failures=failures)
 
 
 class StoredFile(io.RawIOBase, BinaryIO):

@@ -49,6 +49,7 @@ _DAMAGE = (
     lmdb.CursorFullError,
     lmdb.PageFullError,
     lmdb.IncompatibleError,
+    lmdb.BadTxnError,  # as the first error of a transaction: the root of a table makes no sense
 )
 # LMDB 0.9 keeps an overflow page that has become too long, which lmdb.verify (3.0.0) takes for damage.
 _BENIGN = re.compile(r"mp_pages (\d+) != OVPAGES\(\d+\)=(\d+)|overflow pages, record says|-- a leak|errors suppressed")
@@ -187,6 +188,8 @@ def _highest(root: Path) -> int:
         return max((int(name) for name in os.listdir(root) if name.isdigit()), default=0)
     except FileNotFoundError:
         return 0
+    except OSError as error:
+        raise _translated(error) from error
 
 
 def _tidy(root: Path, number: int) -> None:
@@ -197,17 +200,17 @@ def _tidy(root: Path, number: int) -> None:
             victim = root / f"dead-{name}-{process_id()}-{time.monotonic_ns()}"
             with contextlib.suppress(OSError):
                 (root / name).rename(victim)  # first, so that nobody opens half of it
-        elif not name.startswith(("dead-", "new-")):
+        elif not name.startswith("dead-") and not (name.startswith("new-") and int(name.split("-")[1]) <= number):
             continue
         shutil.rmtree(victim, ignore_errors=True)
 
 
 def _publish(root: Path, number: int) -> bool:
     """Make an empty generation, born synced and clean; False if another process was first."""
-    temporary = root / f"new-{process_id()}-{threading.get_ident()}-{time.monotonic_ns()}"
+    temporary = root / f"new-{number}-{process_id()}-{threading.get_ident()}-{time.monotonic_ns()}"
     try:
         temporary.mkdir(parents=True)
-        with lmdb.open(str(temporary), map_size=MIB, max_dbs=MAX_TABLES, create=False, **_OPTIONS) as env:
+        with lmdb.open(str(temporary), map_size=MIB, max_readers=MAX_READERS, create=False, **_OPTIONS) as env:
             env.sync(force=True)
             _write_marker(temporary, "clean", str(env.info()["last_txnid"]))
         temporary.rename(root / str(number))
@@ -364,15 +367,16 @@ class _Generation:
 
     def ensure(self, names: set[str], *, create: bool) -> bool:
         """Open tables, if need be making them; whether all are there."""
-        for write in (False, True) if create else (False,):
-            missing = sorted(names - self.tables.keys())
-            if missing:
-                with self.env.begin(write=write) as handle:
-                    if write:
+        missing = sorted(names - self.tables.keys())
+        # py-lmdb forgets what a read transaction has opened, and begins its own ones without releasing the GIL.
+        with self.env.begin(write=True) as handle:
+            for name in missing:
+                try:
+                    self.tables[name] = self.env.open_db(name.encode(), txn=handle, create=False)
+                except lmdb.NotFoundError:
+                    if create:
                         self.unmark()
-                    for name in missing:
-                        with contextlib.suppress(lmdb.NotFoundError):
-                            self.tables[name] = self.env.open_db(name.encode(), txn=handle, create=write)
+                        self.tables[name] = self.env.open_db(name.encode(), txn=handle)
         return names <= self.tables.keys()
 
     def trusted(self, boot: str) -> bool:

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from casstore.catalogue import Found, full_name
-from casstore.contents import entries, pieces
+from casstore.contents import Failures, entries, naming, pieces
 from casstore.engine import Engine
 from casstore.errors import CasstoreError, IntegrityError, NotFoundError
 from casstore.format.layout import PACK_PREFIX, pack_key, pack_of
@@ -196,12 +196,15 @@ def _trees(engine: Engine, report: FsckReport, bad: set[bytes], progress: Progre
         # Content that an earlier version had and that was whole need not be walked again.
         if found.version.root in checked:
             continue
+        failures: Failures = []
         try:
-            clean = _tree(engine, found, bad, affected)
+            clean = _tree(engine, found, bad, affected, failures)
         except CasstoreError as error:
             report.findings.append(Finding("version", found.label, str(error), (found.label,)))
         else:
-            if clean:
+            for path, failure in failures:
+                report.findings.append(Finding("tree", found.label, str(failure), (f"{found.label}/{path}",)))
+            if clean and not failures:
                 checked.add(found.version.root)
     for digest, paths in affected.items():
         report.findings.append(
@@ -209,9 +212,9 @@ def _trees(engine: Engine, report: FsckReport, bad: set[bytes], progress: Progre
         )
 
 
-def _tree(engine: Engine, found: Found, bad: set[bytes], affected: dict[bytes, list[str]]) -> bool:
+def _tree(engine: Engine, found: Found, bad: set[bytes], affected: dict[bytes, list[str]], failures: Failures) -> bool:
     clean = True
-    for path, digests in _batches(engine, found):
+    for path, digests in _batches(engine, found, failures):
         places = engine.view.known(digests)
         for digest, known in zip(digests, places, strict=True):
             if not known or digest in bad:
@@ -220,6 +223,12 @@ def _tree(engine: Engine, found: Found, bad: set[bytes], affected: dict[bytes, l
     return clean
 
 
-def _batches(engine: Engine, found: Found) -> Iterator[tuple[str, list[bytes]]]:
-    for entry in entries(engine, found):
-        yield entry.path, [digest for _, digest, _ in pieces(engine, entry)]
+def _batches(engine: Engine, found: Found, failures: Failures) -> Iterator[tuple[str, list[bytes]]]:
+    for entry in entries(engine, found, failures=failures):
+        try:
+            with naming(found, entry.path):
+                digests = [digest for _, digest, _ in pieces(engine, entry)]
+        except IntegrityError as error:
+            failures.append((entry.path, error))
+        else:
+            yield entry.path, digests

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from casstore.digest import checksum64
-from casstore.errors import FormatError
+from casstore.errors import FormatError, IntegrityError
 from casstore.format.nodes import (
     CHUNK_LIST,
     DIRECTORY,
@@ -230,13 +230,22 @@ class _Edit:
             self._node(self.fetch(child.digest), last=tail)
 
 
-def walk(root: bytes, fetch: Fetch, *, start: str = "", prefix: str = "") -> Iterator[Entry]:
-    """Entries in path order: those from ``start`` on whose path begins with ``prefix`` (as a string)."""
+Damaged = Callable[[IntegrityError | FormatError, str], None]
+"""told about a subtree that cannot be read, and the last path in it"""
+
+
+def walk(
+    root: bytes, fetch: Fetch, *, start: str = "", prefix: str = "", damaged: Damaged | None = None
+) -> Iterator[Entry]:
+    """Entries in path order: those from ``start`` on whose path begins with ``prefix`` (as a string).
+
+    With ``damaged``, subtrees that cannot be read are reported to it and left out, instead of raising.
+    """
     first = max(start.encode(), prefix.encode())
-    return _walk(fetch(root), fetch, first, prefix.encode())
+    return _walk(fetch(root), fetch, first, prefix.encode(), damaged)
 
 
-def _walk(node: Node, fetch: Fetch, first: bytes, prefix: bytes) -> Iterator[Entry]:
+def _walk(node: Node, fetch: Fetch, first: bytes, prefix: bytes, damaged: Damaged | None) -> Iterator[Entry]:
     if node.level == 0:
         for entry in node.entries:
             key = entry.path.encode()
@@ -247,10 +256,18 @@ def _walk(node: Node, fetch: Fetch, first: bytes, prefix: bytes) -> Iterator[Ent
             yield entry
         return
     for child in node.children:
-        if child.last.encode() < first:
+        last = child.last.encode()
+        if last < first:
             continue
-        yield from _walk(fetch(child.digest), fetch, first, prefix)
-        if prefix and child.last.encode() > prefix and not child.last.encode().startswith(prefix):
+        try:
+            below = fetch(child.digest)
+        except (IntegrityError, FormatError) as error:
+            if damaged is None:
+                raise
+            damaged(error, child.last)
+        else:
+            yield from _walk(below, fetch, first, prefix, damaged)
+        if prefix and last > prefix and not last.startswith(prefix):
             return
 
 

@@ -440,7 +440,7 @@ class Version:
                 return (Pin(pin, holder, f"draft of {self.ref}", roots, head_of(tables).safe + expires),)
 
             engine.commit(build)
-            weakref.finalize(base, engine.abandoned.append, pin)
+            weakref.finalize(base, engine.abandoned.append, pin).atexit = False
         return draft_of(
             base,
             self.collection,
