@@ -295,26 +295,28 @@ def _in_trash(tables: Tables, found: Found) -> VersionRow:
     return version
 
 
-def purge_due(engine: Engine, actor: str) -> list[str]:
-    """Purge what is due by the ratchet clock and release pins that expired; returns the versions' labels."""
-    purged: list[str] = []
+@dataclass(frozen=True, slots=True)
+class Due:
+    """What time has come for: records, and the labels of the versions they purge."""
 
-    def build(tables: Tables) -> Sequence[Record]:
-        purged.clear()
-        safe = head_of(tables).safe
-        records: list[Record] = []
-        for version in trashed(tables):
-            if version.purge_at <= safe:
-                name = CollectionName.parse(collection_name(tables, version.collection))
-                records.append(Purge(str(name), version.number, version.trash_seq, force=False, actor=actor))
-                purged.append(f"{name.short}:v{version.number}")
-        for key, row in tables.scan(PIN):
-            if decode_row(row, PinRow).expires <= safe:
-                records.append(Unpin(key))
-        return records
+    records: tuple[Record, ...]
+    versions: tuple[str, ...]
 
-    engine.commit(build)
-    return purged
+
+def due(tables: Tables, actor: str) -> Due:
+    """Trashed versions whose date has come by the ratchet clock, and pins that expired."""
+    safe = head_of(tables).safe
+    records: list[Record] = []
+    labels: list[str] = []
+    for version in trashed(tables):
+        if version.purge_at <= safe:
+            name = CollectionName.parse(collection_name(tables, version.collection))
+            records.append(Purge(str(name), version.number, version.trash_seq, force=False, actor=actor))
+            labels.append(f"{name.short}:v{version.number}")
+    for key, row in tables.scan(PIN):
+        if decode_row(row, PinRow).expires <= safe:
+            records.append(Unpin(key))
+    return Due(tuple(records), tuple(labels))
 
 
 def wall_time(engine: Engine, moment: int) -> datetime:

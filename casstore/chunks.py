@@ -15,7 +15,7 @@ from casstore.errors import ChunkMissingError, DigestMismatchError, IntegrityErr
 from casstore.format.layout import pack_key
 from casstore.format.packs import VersionNote
 from casstore.model import AddPack, ChunkKind, Location
-from casstore.pack import Frame, PackWriter, decode_frame, encode_frame, slice_chunk
+from casstore.pack import Frame, PackWriter, SealedPack, decode_frame, encode_frame, slice_chunk
 
 Locate = Callable[[Sequence[bytes]], list[Location | None]]
 
@@ -260,9 +260,12 @@ class ChunkWriter:
         sealed = self._pack.finish(self._new_pack(), notes)
         self._pack = PackWriter(self._kind)
         self._wait()
-        self._upload = self._executor.submit(self._backend.create, pack_key(sealed.record.pack), sealed.data)
+        self._upload = self._executor.submit(self._publish, sealed)
         self._records.append(sealed.record)
         self.stored_bytes += sealed.record.size
+
+    def _publish(self, sealed: SealedPack) -> None:
+        self._backend.create(pack_key(sealed.record.pack), sealed.data())
 
     def _wait(self) -> None:
         if self._upload is not None:

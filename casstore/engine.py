@@ -10,8 +10,9 @@ from __future__ import annotations
 import os
 import threading
 import weakref
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from casstore.backend import Backend
@@ -227,14 +228,8 @@ class Engine:
 
     def _build(self, group: list[_Request]) -> tuple[Segment, list[_Request]]:
         with self.view.read() as tables:
-            head = head_of(tables)
-            since = min((r.packs_since for r in group if r.packs_since is not None and not r.done), default=head.seq)
-            claimed = self.runtime.now()
-            segment = Segment(head.seq + 1, head.chain, head.seq, since, self.writer_id, claimed, ())
-            overlay = Overlay(tables)
-            safe, highest = ratchet(head, claimed, self.writer_id)
-            ahead = replace(head, seq=segment.seq, safe=safe, highest=highest, writer=self.writer_id)
-            overlay.put(META, b"head", encode_row(ahead))
+            since = min((r.packs_since for r in group if r.packs_since is not None and not r.done), default=None)
+            overlay, segment = self._ahead(tables, since)
             transactions: list[Transaction] = []
             pending: list[_Request] = []
             for request in group:
@@ -255,6 +250,30 @@ class Engine:
                 transactions.append(transaction)
                 pending.append(request)
         return replace(segment, transactions=tuple(transactions)), pending
+
+    def _ahead(self, tables: Tables, since: int | None) -> tuple[Overlay, Segment]:
+        """The state as the next segment, claimed now, would find it; and that segment, still empty."""
+        head = head_of(tables)
+        claimed = self.runtime.now()
+        segment = Segment(
+            head.seq + 1, head.chain, head.seq, head.seq if since is None else since, self.writer_id, claimed, ()
+        )
+        overlay = Overlay(tables)
+        safe, highest = ratchet(head, claimed, self.writer_id)
+        ahead = replace(head, seq=segment.seq, safe=safe, highest=highest, writer=self.writer_id)
+        overlay.put(META, b"head", encode_row(ahead))
+        return overlay, segment
+
+    @contextmanager
+    def foresee(self, build: Build) -> Iterator[Tables]:
+        """The state at the head as it would be if what ``build`` returns were committed now. Commits nothing."""
+        self.view.refresh()
+        with self.view.read() as tables:
+            overlay, segment = self._ahead(tables, None)
+            records = tuple(build(overlay))
+            if records:
+                apply_transaction(overlay, segment, Transaction(bytes(16), records))
+            yield overlay
 
     def _is_ours(self, segment: Segment) -> bool:
         found = self.log.read(segment.seq)

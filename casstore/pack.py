@@ -15,6 +15,7 @@ from casstore.errors import DigestMismatchError, IntegrityError
 from casstore.format.packs import (
     FIRST_FRAME,
     PACK_MAGIC,
+    TRAILER_SIZE,
     Footer,
     VersionNote,
     encode_end,
@@ -73,7 +74,14 @@ class SealedPack:
     """A pack ready to be published, and the record that makes it live."""
 
     record: AddPack
-    data: tuple[Buffer, ...]
+    body: tuple[Buffer, ...]
+
+    def data(self) -> tuple[Buffer, ...]:
+        """The bytes of the pack, with the seal over them: costs a BLAKE3 of it all."""
+        sealer = Sealer()
+        for part in self.body:
+            sealer.update(part)
+        return (*self.body, encode_end(sealer.seal(), self.body[-1]))
 
 
 class PackWriter:
@@ -83,8 +91,6 @@ class PackWriter:
         self.kind = kind
         self.size = FIRST_FRAME
         self._parts: list[Buffer] = [PACK_MAGIC]
-        self._sealer = Sealer()
-        self._sealer.update(PACK_MAGIC)
         self._frames: list[FrameInfo] = []
         self._digests: list[bytes] = []
         self._lengths: list[int] = []
@@ -96,7 +102,6 @@ class PackWriter:
     def add(self, frame: Frame, children: Sequence[int] = ()) -> None:
         """Append a frame; for nodes, the number of children of each."""
         self._parts.append(frame.stored)
-        self._sealer.update(frame.stored)
         self.size += len(frame.stored)
         self._frames.append(FrameInfo(len(frame.stored), frame.raw, len(frame.digests)))
         self._digests.extend(frame.digests)
@@ -107,9 +112,7 @@ class PackWriter:
         """Close the pack under a name that was never used before."""
         content = PackContent(self.kind, tuple(self._frames), tuple(self._digests), tuple(self._lengths))
         footer = encode_footer(Footer(content, tuple(self._children), tuple(versions)))
-        self._sealer.update(footer)
-        end = encode_end(self._sealer.seal(), footer)
-        return SealedPack(AddPack(pack, self.size + len(footer) + len(end), content), (*self._parts, footer, end))
+        return SealedPack(AddPack(pack, self.size + len(footer) + TRAILER_SIZE, content), (*self._parts, footer))
 
 
 def slice_chunk(plain: bytes, place: Location) -> bytes:

@@ -592,7 +592,9 @@ class _Transition:
         for alias in version.trash_aliases:
             if alias_target(self.tables, version.collection, alias) is None:
                 self._point(version.collection, alias, version.number, record.actor)
-        self._point(version.collection, LATEST, highest_live(self.tables, version.collection), record.actor)
+        latest = alias_target(self.tables, version.collection, LATEST)
+        if latest is None or latest < version.number:
+            self._point(version.collection, LATEST, version.number, record.actor)
 
     def _purge(self, record: Purge) -> None:
         version = self._version(record.collection, record.number)

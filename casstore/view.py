@@ -138,7 +138,10 @@ class View:
 
     def rebuild(self) -> Head:
         """Forget everything and fold the log in again."""
-        self._storage.reset()
+        try:
+            self._storage.reset()
+        except IndexDamagedError as error:
+            self._discard(error.generation)
         return self.refresh()
 
     def close(self) -> None:
@@ -167,7 +170,15 @@ class View:
         return None if row is None else decode_row(row, tuple[int, tuple[int, ...]])
 
     def locate(self, digests: Sequence[bytes]) -> list[Location | None]:
-        """Where chunks are."""
+        """Where chunks are. A view that turns out to be damaged is made again, once."""
+        try:
+            return self._locate(digests)
+        except IndexDamagedError as error:
+            self._discard(error.generation)
+            self.refresh()
+            return self._locate(digests)
+
+    def _locate(self, digests: Sequence[bytes]) -> list[Location | None]:
         with self.read() as tables:
             rows = [tables.get(CHUNK, digest) for digest in digests]
         return [None if row is None else decode_chunk(row).location for row in rows]

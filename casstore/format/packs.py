@@ -24,6 +24,8 @@ FRAME_HEADER = struct.Struct("<B3xIQ")
 _TRAILER = struct.Struct("<32sQ8s")
 TRAILER_SIZE = _TRAILER.size
 FIRST_FRAME = len(PACK_MAGIC)
+LARGEST = 0xFFFF_FFFF
+"""bytes of a frame or a chunk, stored or plain"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,9 +70,9 @@ def parse_frame(data: Buffer, raw: int, what: str) -> tuple[int, memoryview]:
     return codec, payload
 
 
-def encode_end(body_seal: Buffer, footer: bytes) -> bytes:
+def encode_end(body_seal: bytes, footer: Buffer) -> bytes:
     """The last bytes of a pack."""
-    return _TRAILER.pack(bytes(body_seal), len(footer), PACK_MAGIC)
+    return _TRAILER.pack(body_seal, len(footer), PACK_MAGIC)
 
 
 def encode_footer(footer: Footer) -> bytes:
@@ -119,9 +121,9 @@ def decode_footer(data: bytes, what: str) -> Footer:
             tuple(joined[at : at + width] for at in range(0, len(joined), width)) if width else (),
             tuple(lengths),
         )
-    except (msgspec.MsgspecError, ValueError):
+    except (msgspec.MsgspecError, RecursionError, ValueError):
         raise FormatError(f"{what} is not valid") from None
-    if sum(f.chunks for f in content.frames) != len(content.digests):
+    if not is_consistent(content):
         raise FormatError(f"{what} is not valid")
     versions = tuple(VersionNote(*note) for note in notes)
     return Footer(content, tuple(children), versions)
@@ -144,6 +146,19 @@ def check_pack(data: bytes, what: str) -> Footer:
     if data[: len(PACK_MAGIC)] != PACK_MAGIC or length > end or seal(memoryview(data)[:end]) != body_seal:
         raise IntegrityError(f"{what} is damaged")
     return decode_footer(data[end - length : end], f"the footer of {what}")
+
+
+def is_consistent(content: PackContent) -> bool:
+    """True if frames, digests and lengths of a pack fit one another; hostile bytes need not."""
+    return (
+        len(content.digests) == len(content.lengths) == sum(frame.chunks for frame in content.frames)
+        and all(
+            min(frame.stored, frame.raw, frame.chunks) >= 0 and max(frame.stored, frame.raw) <= LARGEST
+            for frame in content.frames
+        )
+        and min(content.lengths, default=0) >= 0
+        and max(content.lengths, default=0) <= LARGEST
+    )
 
 
 def locations(pack: bytes, content: PackContent) -> list[tuple[bytes, Location]]:

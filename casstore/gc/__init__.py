@@ -6,10 +6,11 @@ and a walk over the trees finds a home elsewhere for everything that is reachabl
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from datetime import datetime
 
-from casstore.catalogue import purge_due
+from casstore.catalogue import due
 from casstore.config import from_micros
 from casstore.engine import Engine
 from casstore.errors import IntegrityError
@@ -17,8 +18,8 @@ from casstore.gc.mark import find_drift, mark
 from casstore.gc.plan import Fate, Limits, PackFate, Plan, garbage, make_plan
 from casstore.gc.reclaim import condemn_orphans, ended_packs, listed_packs, reclaim
 from casstore.gc.retire import Budget, predicted, retire
-from casstore.model import Progress, VersionRow, no_progress
-from casstore.state import head_of
+from casstore.model import Progress, Record, no_progress
+from casstore.state import Tables, head_of
 from casstore.view import trashed
 
 TEMPORARY_AGE = 48 * 3600 * 1_000_000
@@ -97,9 +98,9 @@ def collect(engine: Engine, options: Options, progress: Progress = no_progress) 
     if options.dry_run:
         return _foresee(engine, options, report)
     engine.check_writable()
-    report.purged = purge_due(engine, options.actor)
     if not options.incremental:
         report.marked_nodes = _check_counts(engine, report, progress)
+    report.purged = _purge_due(engine, options.actor)
     plan = _plan(engine, options)
     report.packs = list(plan.fates)
     done = retire(engine, plan, budget, progress)
@@ -125,6 +126,18 @@ def collect(engine: Engine, options: Options, progress: Progress = no_progress) 
     return report
 
 
+def _purge_due(engine: Engine, actor: str) -> list[str]:
+    labels: list[str] = []
+
+    def build(tables: Tables) -> Sequence[Record]:
+        found = due(tables, actor)
+        labels[:] = found.versions
+        return found.records
+
+    engine.commit(build)
+    return labels
+
+
 def _plan(engine: Engine, options: Options) -> Plan:
     head = engine.view.refresh()
     with engine.view.read() as tables:
@@ -144,11 +157,9 @@ def _check_counts(engine: Engine, report: GCReport, progress: Progress) -> int:
             continue
         if marked.agrees:
             return marked.nodes
-        head = engine.view.head().seq
         drift = find_drift(engine)
-        if engine.view.refresh().seq != head or not (drift.too_high or drift.too_low):
-            # Another writer moved the state between snapshot and walk: no evidence of drift.
-            return marked.nodes
+        if not (drift.too_high or drift.too_low):
+            return marked.nodes  # somebody made the view again in between
         report.errors.append(
             f"{len(drift.too_high)} counts were too high and {len(drift.too_low)} too low; "
             "the index was rebuilt from the log"
@@ -164,15 +175,16 @@ def _check_counts(engine: Engine, report: GCReport, progress: Progress) -> int:
 
 def _foresee(engine: Engine, options: Options, report: GCReport) -> GCReport:
     """The plan that would be executed now, as if due versions were purged already."""
-    head = engine.view.refresh()
     now = engine.runtime.now()
-    with engine.view.read() as tables:
-        plan = make_plan(tables, head.seq, engine.config, options.limits)
-        report.freed_chunks = predicted(plan)
-        safe = head_of(tables).safe
-        due = [version for version in trashed(tables) if version.purge_at <= safe]
-        report.purged = [_label(version) for version in due]
-        due_garbage = garbage(tables, [version.root for version in due])
+
+    def purge(tables: Tables) -> Sequence[Record]:
+        found = due(tables, options.actor)
+        report.purged = list(found.versions)
+        return found.records
+
+    with engine.foresee(purge) as tables:
+        plan = make_plan(tables, head_of(tables).seq, engine.config, options.limits)
+    report.freed_chunks = predicted(plan)
     report.packs = list(plan.fates)
     report.retired_packs = len(plan.packs(Fate.RETIRE)) + len(plan.packs(Fate.REPACK))
     gain = sum(f.size for f in plan.packs(Fate.RETIRE)) + sum(f.dead_stored for f in plan.packs(Fate.REPACK))
@@ -185,7 +197,6 @@ def _foresee(engine: Engine, options: Options, report: GCReport) -> GCReport:
             report.freed_bytes += bytes_there
         else:
             report.pending_bytes += bytes_there
-    gain += due_garbage.stored
     if options.grace <= 0:
         report.freed_bytes += gain
         report.reclaimed_packs += report.retired_packs
@@ -193,10 +204,6 @@ def _foresee(engine: Engine, options: Options, report: GCReport) -> GCReport:
         report.pending_bytes += gain
     report.kept_by = _kept(engine, plan, report.pending_bytes)
     return report
-
-
-def _label(version: VersionRow) -> str:
-    return f"{version.collection}:v{version.number}"
 
 
 def _kept(engine: Engine, plan: Plan, pending: int) -> dict[str, int]:

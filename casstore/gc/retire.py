@@ -299,7 +299,7 @@ class _Mover:
             return None
         sealed = self.writer.finish(self.engine.new_pack(), self.notes)
         try:
-            self.engine.backend.create(pack_key(sealed.record.pack), sealed.data)
+            self.engine.backend.create(pack_key(sealed.record.pack), sealed.data())
         except AlreadyExistsError as error:
             raise CasstoreError(f"a pack name was drawn twice: {error}") from None
         return sealed.record
