@@ -11,14 +11,15 @@ from datetime import datetime, timedelta
 from types import TracebackType
 from typing import Self
 
-from casstore import catalogue, comparing, inventory, policy, scrub
-from casstore.artifact import Artifact, draft_base
+from casstore import catalogue, comparing, explain, inventory, policy, scrub
+from casstore.artifact import Artifact, draft_base, foreign_path
 from casstore.backend.osops import OsOps
 from casstore.catalogue import full_name
 from casstore.comparing import Diff
 from casstore.config import ChunkerParams, Runtime, Settings, StoreConfig, environment_flag
 from casstore.engine import Engine
 from casstore.errors import CasstoreError, GCDisabledError, InvalidInputError
+from casstore.explain import Explanation, Impact
 from casstore.gc import GCReport, Options, collect
 from casstore.gc.plan import Limits
 from casstore.ingest import LogRequest, ingest
@@ -176,7 +177,13 @@ class Store:
         self._release_abandoned()
         draft, home = draft_base(artifact)
         name = CollectionName.parse(artifact.name, project or home)
-        strict = policy.strict_base(draft, base, name, strict=if_base_latest or base is not None)
+        foreign = foreign_path(artifact, engine.config.store_id)
+        if foreign is not None:
+            raise InvalidInputError(
+                f"{foreign!r} is in another store, so its content cannot be shared",
+                hint="download it and add the files",
+            )
+        number = policy.base_number(draft, base, name, strict=if_base_latest)
         request = LogRequest(
             collection=name,
             aliases=tuple(alias for alias in check_aliases(aliases) if alias != LATEST),
@@ -184,8 +191,8 @@ class Store:
             tags=check_tags(tags),
             ttl=policy.ttl_seconds(ttl),
             dedup=dedup,
-            base=base or (draft.name if draft is not None else ""),
-            strict_base=strict,
+            base=draft.name if draft is not None and base is None else _label(name, number),
+            strict_base=number if if_base_latest else None,
             update=update,
             actor=self._runtime.actor,
             pin=None if draft is None else draft.pin,
@@ -284,7 +291,8 @@ class Store:
         ``grace`` and ``orphan_age``: a timedelta or seconds. ``offline`` compacts fully, without waiting.
         Raises `GCDisabledError`, `IntegrityError` (nothing was deleted), `BackendError`.
         """
-        self._release_abandoned()
+        if not dry_run:
+            self._release_abandoned()
         rules = self.policy
         enabled = environment_flag("GC_ENABLED")
         if not dry_run and not (rules.gc_enabled if enabled is None else enabled):
@@ -317,6 +325,14 @@ class Store:
         """Bytes: logical and stored, live, in the trash, and garbage; of the store or of one version."""
         return inventory.usage(self._engine, ref)
 
+    def preview_delete(self, refs: Sequence[str]) -> Impact:
+        """What deleting these versions together would free; exact for the set. Changes nothing."""
+        return explain.preview_delete(self._engine, refs)
+
+    def why(self, subject: str) -> Explanation:
+        """Every holder of a digest, a version or a path in one, and when each lets go."""
+        return explain.why(self._engine, subject)
+
     # --- policy
 
     @property
@@ -334,6 +350,10 @@ class Store:
     def to_dict(self) -> Mapping[str, object]:
         """Place, configuration and policy as JSON values."""
         return {"url": self._url, "config": asdict(self.config), "policy": self.policy.to_dict()}
+
+
+def _label(name: CollectionName, number: int | None) -> str:
+    return "" if number is None else f"{name.short}:v{number}"
 
 
 def _world(runtime: Runtime | None, clock: Callable[[], datetime] | None) -> Runtime:
