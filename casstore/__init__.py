@@ -9,56 +9,62 @@
         artifact.add_dir("images", name="images")
         version = store.log_artifact(artifact, aliases=["best"])
         version.download("out")
+
+Names are imported when they are first used, so that ``casstore --version`` need not load the engine.
 """
 
-from casstore.artifact import Artifact
-from casstore.checkout import DownloadReport
-from casstore.comparing import Diff
-from casstore.config import ChunkerParams, Runtime, Settings, StoreConfig
-from casstore.digest import Digest
-from casstore.errors import (
-    AliasGuardError,
-    AlreadyExistsError,
-    ArtifactFinalizedError,
-    ArtifactNotLoggedError,
-    BackendError,
-    CasstoreError,
-    ChunkMissingError,
-    CollectionNotFoundError,
-    ConfirmationRequired,
-    ConflictError,
-    DigestMismatchError,
-    EntryNotFoundError,
-    FormatError,
-    GCDisabledError,
-    IntegrityError,
-    InvalidInputError,
-    InvalidMetadataError,
-    InvalidNameError,
-    InvalidPathError,
-    InvalidSizeError,
-    LimitError,
-    NotFoundError,
-    PathConflictError,
-    ReadOnlyError,
-    RefusedError,
-    StaleBaseError,
-    StoreBusyError,
-    StoreNotFoundError,
-    TransientBackendError,
-    TypeConflictError,
-    UnsupportedFormatError,
-    UnsupportedSchemeError,
-    VerificationError,
-    VersionNotFoundError,
-)
-from casstore.gc import GCReport
-from casstore.model import Entry
-from casstore.policy import INHERIT, Policy
-from casstore.scrub import FsckReport
-from casstore.store import Store
-from casstore.trash import TrashItem
-from casstore.version import Deletion, Version
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from casstore.artifact import Artifact
+    from casstore.checkout import DownloadReport
+    from casstore.comparing import Diff
+    from casstore.config import ChunkerParams, Runtime, Settings, StoreConfig
+    from casstore.digest import Digest
+    from casstore.errors import (
+        AliasGuardError,
+        AlreadyExistsError,
+        ArtifactFinalizedError,
+        ArtifactNotLoggedError,
+        BackendError,
+        CasstoreError,
+        ChunkMissingError,
+        CollectionNotFoundError,
+        ConfirmationRequired,
+        ConflictError,
+        DigestMismatchError,
+        EntryNotFoundError,
+        FormatError,
+        GCDisabledError,
+        IntegrityError,
+        InvalidInputError,
+        InvalidMetadataError,
+        InvalidNameError,
+        InvalidPathError,
+        InvalidSizeError,
+        LimitError,
+        NotFoundError,
+        PathConflictError,
+        ReadOnlyError,
+        RefusedError,
+        StaleBaseError,
+        StoreBusyError,
+        StoreNotFoundError,
+        TransientBackendError,
+        TypeConflictError,
+        UnsupportedFormatError,
+        UnsupportedSchemeError,
+        VerificationError,
+        VersionNotFoundError,
+    )
+    from casstore.gc import GCReport
+    from casstore.model import Entry
+    from casstore.policy import INHERIT, Policy
+    from casstore.scrub import FsckReport
+    from casstore.store import Store
+    from casstore.trash import TrashItem
+    from casstore.version import Deletion, Version
 
 __version__ = "0.1.0"
 
@@ -115,3 +121,37 @@ __all__ = [
     "Version",
     "VersionNotFoundError",
 ]
+
+_HOMES = {
+    "Artifact": "artifact",
+    "ChunkerParams": "config",
+    "Deletion": "version",
+    "Diff": "comparing",
+    "Digest": "digest",
+    "DownloadReport": "checkout",
+    "Entry": "model",
+    "FsckReport": "scrub",
+    "GCReport": "gc",
+    "INHERIT": "policy",
+    "Policy": "policy",
+    "Runtime": "config",
+    "Settings": "config",
+    "Store": "store",
+    "StoreConfig": "config",
+    "TrashItem": "trash",
+    "Version": "version",
+}
+"""where names live that are not errors"""
+
+if not TYPE_CHECKING:  # a type checker must see the names above, and complain about all others
+
+    def __getattr__(name: str) -> object:
+        """A public name, imported on its first use (PEP 562)."""
+        if name not in __all__:
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+        value = getattr(import_module(f"{__name__}.{_HOMES.get(name, 'errors')}"), name)
+        globals()[name] = value
+        return value
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

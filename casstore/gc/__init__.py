@@ -121,7 +121,7 @@ def collect(engine: Engine, options: Options, progress: Progress = no_progress) 
     report.pending_bytes = sum(gain for _, gain, _ in freed.pending)
     if freed.pending:
         report.pending_until = from_micros(max(when for _, _, when in freed.pending))
-    report.kept_by = _kept(engine, _plan(engine, options), report.pending_bytes)
+    report.kept_by = _kept(engine, _plan(engine, options), report.pending_bytes, dry_run=False)
     _sweep_temporary(engine, options)
     return report
 
@@ -202,22 +202,24 @@ def _foresee(engine: Engine, options: Options, report: GCReport) -> GCReport:
         report.reclaimed_packs += report.retired_packs
     else:
         report.pending_bytes += gain
-    report.kept_by = _kept(engine, plan, report.pending_bytes)
+    report.kept_by = _kept(engine, plan, report.pending_bytes, dry_run=True)
     return report
 
 
-def _kept(engine: Engine, plan: Plan, pending: int) -> dict[str, int]:
-    """Stored bytes that stay, by the reason they stay."""
+def _kept(engine: Engine, plan: Plan, pending: int, *, dry_run: bool) -> dict[str, int]:
+    """Stored bytes that stay, by the reason they stay. What a dry run would take is not among them."""
     with engine.view.read() as tables:
         trash = garbage(tables, [version.root for version in trashed(tables)]).stored
     total = sum(fate.size for fate in plan.fates)
-    waste = sum(fate.dead_stored for fate in plan.fates)
+    allowed = sum(fate.dead_stored for fate in plan.packs(Fate.KEEP))
+    rest = sum(fate.dead_stored for fate in plan.fates) - allowed
     pinned = _pinned(engine)
     kept = {
-        "versions": max(0, total - waste - trash - pinned),
+        "versions": max(0, total - allowed - rest - trash - pinned),
         "trash": trash,
         "pins": pinned,
-        "policy": waste,
+        "policy": allowed,
+        "limits": 0 if dry_run else rest,
         "grace": pending,
     }
     return {reason: size for reason, size in kept.items() if size}

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 from casstore.engine import Build, Engine
-from casstore.errors import AlreadyExistsError, CasstoreError, FormatError, IntegrityError
+from casstore.errors import AlreadyExistsError, CasstoreError, FormatError, IntegrityError, NotFoundError
 from casstore.format.layout import pack_key
 from casstore.format.packs import (
     TRAILER_SIZE,
@@ -185,8 +185,11 @@ def _repack(
         try:
             source = _open(engine, fate)
             mover.take(source)
-        except (IntegrityError, FormatError) as error:
-            done.errors.append(f"pack {fate.pack.hex()} is left as it is: {error}")
+        except (IntegrityError, FormatError, NotFoundError) as error:
+            if _ended(engine, fate.pack):
+                done.skipped.append((fate, "another collection was faster"))
+            else:
+                done.errors.append(f"pack {fate.pack.hex()} is left as it is: {error}")
             mover, batch = _Mover(engine, fate.kind), _flush_intact(engine, plan, mover, batch, since, done)
             continue
         batch.append(source)
@@ -195,6 +198,14 @@ def _repack(
             batch, mover = [], None
     if mover is not None and batch:
         _flush(engine, plan, mover, batch, since, done)
+
+
+def _ended(engine: Engine, pack: bytes) -> bool:
+    """Whether the log says the end of a pack by now, so that it may be gone."""
+    engine.view.refresh()
+    with engine.view.read() as tables:
+        row = pack_at(tables, pack)
+    return row is not None and row.state is not PackState.LIVE
 
 
 def _flush_intact(

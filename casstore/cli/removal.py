@@ -1,0 +1,247 @@
+"""Taking versions away and giving them back: rm, trash."""
+
+# ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
+
+from __future__ import annotations
+
+from datetime import timedelta
+from typing import TYPE_CHECKING
+
+import click
+
+from casstore.cli.command import Command, Group, Session
+from casstore.cli.output import columns, human
+from casstore.cli.values import Duration
+from casstore.errors import ConfirmationRequired, InvalidInputError, RefusedError, VersionNotFoundError
+
+if TYPE_CHECKING:
+    from casstore.store import Store
+    from casstore.trash import TrashItem
+    from casstore.version import Version
+
+
+@click.command(
+    cls=Command,
+    exits={
+        10: "no such version",
+        14: "not confirmed (no --yes and no terminal), or aliases are in the way; nothing was changed",
+    },
+)
+@click.argument("refs", metavar="REF...", nargs=-1, required=True)
+@click.option("--delete-aliases", is_flag=True, help="Also versions that have aliases other than latest.")
+@click.option("--dry-run", is_flag=True, help="Say what would be moved to the trash, and change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--reason", metavar="TEXT", default="", help="Why, for the record.")
+@click.pass_obj
+def rm(
+    session: Session, /, *, refs: tuple[str, ...], delete_aliases: bool, dry_run: bool, yes: bool, reason: str
+) -> None:
+    """Move versions to the trash, from where they can be restored. Asks first; see --yes."""
+    with session.store() as store:
+        # References are resolved before the first change: `latest` moves when a version goes.
+        chosen = list({version.ref: version for version in (_find(store, ref) for ref in refs)}.values())
+        if dry_run:
+            _foretell(session, chosen, delete_aliases=delete_aliases)
+            return
+        if not yes:
+            names = ", ".join(version.ref for version in chosen)
+            session.ask(f"Move {names} to the trash? [y/N]", ("y", "Y", "yes"), "--yes")
+        _trash(session, chosen, reason, delete_aliases=delete_aliases)
+
+
+def _find(store: Store, ref: str) -> Version:
+    """The version, also if it is in the trash already."""
+    from casstore.names import parse_reference
+
+    try:
+        return store.get(ref)
+    except VersionNotFoundError:
+        reference = parse_reference(ref)
+        for version in store.versions(str(reference.collection), trashed=True):
+            if version.number == reference.number:
+                return version
+        raise
+
+
+def _guards(version: Version) -> list[str]:
+    return [alias for alias in version.aliases if alias != "latest"]
+
+
+def _row(version: Version) -> dict[str, object]:
+    exclusive = 0 if version.state == "TRASHED" else version.exclusive_size
+    return {
+        "ref": version.ref,
+        "trashed_at": None,
+        "purge_at": None,
+        "exclusive_bytes": exclusive,
+        "shared_bytes": version.stored_size - exclusive,
+        "already_in_trash": version.state == "TRASHED",
+        "aliases": _guards(version),
+    }
+
+
+def _lines(rows: list[dict[str, object]]) -> list[str]:
+    return list(
+        columns(
+            ("version", "exclusive", "shared", "purge"),
+            [
+                (row["ref"], row["exclusive_bytes"], row["shared_bytes"], str(row["purge_at"] or "-")[:19])
+                for row in rows
+            ],
+            "exclusive shared",
+        )
+    )
+
+
+def _foretell(session: Session, chosen: list[Version], *, delete_aliases: bool) -> None:
+    rows = [_row(version) for version in chosen]
+    session.data("rm", {"dry_run": True, "versions": rows}, lambda: _lines(rows))
+    for version, row in zip(chosen, rows, strict=True):
+        if row["aliases"] and not delete_aliases:
+            session.note(f"{version.ref} would be refused: it has the aliases {', '.join(_guards(version))}")
+
+
+def _trash(session: Session, chosen: list[Version], reason: str, *, delete_aliases: bool) -> None:
+    rows: list[dict[str, object]] = []
+    try:
+        # What the library is going to refuse comes first, so that nothing has been changed by then.
+        for version in sorted(chosen, key=lambda version: not _guards(version)):
+            aliases = _guards(version)
+            done = version.delete(delete_aliases, reason)
+            rows.append(
+                {
+                    "ref": done.ref,
+                    "trashed_at": done.trashed_at.isoformat(),
+                    "purge_at": done.purge_at.isoformat(),
+                    "exclusive_bytes": done.exclusive_bytes,
+                    "shared_bytes": done.shared_bytes,
+                    "already_in_trash": done.already_in_trash,
+                    "aliases": aliases,
+                }
+            )
+    finally:
+        if rows:
+            session.data("rm", {"dry_run": False, "versions": rows}, lambda: _lines(rows))
+
+
+@click.group(cls=Group)
+def trash() -> None:
+    """Versions that were removed and can be restored."""
+
+
+@trash.command(name="ls")
+@click.option(
+    "--sort",
+    type=click.Choice(["purge_at", "trashed_at", "ref"]),
+    default="purge_at",
+    show_default=True,
+    help="The order of the list.",
+)
+@click.pass_obj
+def trash_ls(session: Session, /, *, sort: str) -> None:
+    """List the trash: what purging each version would free, and the days left until it is purged."""
+    with session.store() as store:
+        items = store.trash.list(sort)
+        left = _days_left(items)
+        session.data(
+            "trash",
+            {"items": [{**item.to_dict(), "days_left": days} for item, days in zip(items, left, strict=True)]},
+            lambda: columns(
+                ("version", "type", "size", "exclusive", "days-left", "trashed", "by", "reason"),
+                [
+                    (
+                        item.ref,
+                        item.type,
+                        human(item.size),
+                        item.exclusive_bytes,
+                        days,
+                        f"{item.trashed_at:%Y-%m-%d %H:%M:%S}",
+                        item.actor,
+                        item.reason,
+                    )
+                    for item, days in zip(items, left, strict=True)
+                ],
+                "size exclusive days-left",
+            ),
+        )
+
+
+def _days_left(items: list[TrashItem]) -> list[float]:
+    from casstore.config import Runtime
+
+    now = Runtime().clock()
+    return [max(0.0, round((item.purge_at - now) / timedelta(days=1), 1)) for item in items]
+
+
+@trash.command(name="restore", exits={10: "no such version in the trash", 20: "its content is not whole: it stays"})
+@click.argument("refs", metavar="REF...", nargs=-1, required=True)
+@click.pass_obj
+def trash_restore(session: Session, /, *, refs: tuple[str, ...]) -> None:
+    """Bring versions back: same numbers, metadata and tags, and those of their aliases that are free."""
+    with session.store() as store:
+        rows: list[dict[str, object]] = []
+        try:
+            for ref in refs:
+                restored = store.trash.restore(ref)
+                lost = list(restored.aliases_not_restored)
+                aliases = list(restored.version.aliases)
+                rows.append({"ref": restored.version.ref, "aliases": aliases, "aliases_not_restored": lost})
+                if lost:
+                    session.note(f"{restored.version.ref}: {', '.join(lost)} belong to another version by now")
+        finally:
+            if rows:
+                session.data("trash-restore", {"restored": rows}, lambda: [str(row["ref"]) for row in rows])
+
+
+@trash.command(name="purge", exits={10: "no such version", 14: "not confirmed, or not in the trash"})
+@click.argument("ref")
+@click.option("--confirm", metavar="NAME:vN", help="The version, once more.")
+@click.option("--dry-run", is_flag=True, help="Say what would be purged, and change nothing.")
+@click.pass_obj
+def trash_purge(session: Session, /, *, ref: str, confirm: str | None, dry_run: bool) -> None:
+    """Drop one version in the trash for good; a collection then frees what only it needed.
+
+    Needs --confirm with the name of the version; on a terminal, it asks for it.
+    """
+    from casstore.names import parse_reference
+
+    reference = parse_reference(ref)
+    label = str(reference)
+    if reference.number is None:
+        raise InvalidInputError(f"{ref!r} does not name one version", hint="name:vN")
+    hint = f"--confirm {label}"
+    if not dry_run and confirm is None:
+        session.ask(f"Type {label} to purge it for good:", (label,), hint)
+    elif not dry_run and confirm != label:
+        raise ConfirmationRequired(f"{confirm!r} is not {label!r}; nothing was changed", hint=hint)
+    with session.store() as store:
+        exclusive = next((item.exclusive_bytes for item in store.trash.list() if item.ref == label), None)
+        if dry_run and exclusive is None:
+            store.get(ref)
+            raise RefusedError(f"{label} is not in the trash, so it cannot be purged", hint=f"casstore rm {label}")
+        done = label if dry_run else store.trash.purge(ref)
+        values = {"dry_run": dry_run, "purged": [done], "exclusive_bytes": exclusive}
+        session.data("trash-purge", values, lambda: [done])
+
+
+@trash.command(name="empty", exits={14: "not confirmed; nothing was changed"})
+@click.option("--older-than", type=Duration(), help="Only what has been in the trash for so long, such as 7d.")
+@click.option("--confirm", metavar="empty", help='The word "empty".')
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--dry-run", is_flag=True, help="Say what would be purged, and change nothing.")
+@click.pass_obj
+def trash_empty(
+    session: Session, /, *, older_than: timedelta | None, confirm: str | None, yes: bool, dry_run: bool
+) -> None:
+    """Drop all versions in the trash for good.
+
+    Needs --yes or --confirm empty; on a terminal, it asks.
+    """
+    hint = "--yes, or --confirm empty"
+    if confirm is not None and confirm != "empty":
+        raise ConfirmationRequired(f"{confirm!r} is not 'empty'; nothing was changed", hint=hint)
+    if not (dry_run or yes or confirm):
+        session.ask("Type empty to purge all of it for good:", ("empty",), hint)
+    with session.store() as store:
+        purged = store.trash.empty(older_than, dry_run=dry_run)
+        session.data("trash-empty", {"dry_run": dry_run, "purged": purged}, lambda: purged)
