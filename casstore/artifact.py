@@ -17,15 +17,17 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import IO, BinaryIO, Protocol
 
-from casstore.digest import Digest
+from casstore.digest import Buffer
 from casstore.errors import (
     ArtifactFinalizedError,
+    BackendError,
+    CasstoreError,
     EntryNotFoundError,
     InvalidInputError,
     PathConflictError,
 )
 from casstore.model import Entry, EntryKind, JsonMap
-from casstore.names import canonical_metadata, check_description, check_name, check_path, check_type
+from casstore.names import canonical_metadata, check_description, check_name, check_path, check_type, is_text
 from casstore.sources import (
     EmptyDirectory,
     Globs,
@@ -59,6 +61,11 @@ class Base(Protocol):
     @property
     def number(self) -> int:
         """Its number."""
+        ...
+
+    @property
+    def store(self) -> str:
+        """The id of its store."""
         ...
 
     @property
@@ -98,7 +105,7 @@ class Artifact:
         self._type = check_type(type)
         self._description = check_description(description)
         self._metadata: dict[str, object] = {}
-        self.metadata = metadata or {}
+        self.metadata = metadata
         self._sources: dict[str, Source] = {}
         self._removed: dict[str, None] = {}
         self._directories: Counter[str] = Counter()
@@ -177,18 +184,26 @@ class Artifact:
         """Add some bytes under a path. Errors as `add_file`."""
         if not isinstance(data, bytes | bytearray | memoryview):
             raise InvalidInputError(f"add_bytes needs bytes, not {type(data).__name__}")
-        return self.add_stream(io.BytesIO(data), name, overwrite)
+        return self.add_stream(io.BytesIO(bytes(data)), name, overwrite)
 
     def add_stream(self, fileobj: BinaryIO | IO[bytes], name: str, overwrite: bool = False) -> Entry:  # noqa: FBT001, FBT002
-        """Add what a binary file object holds from here on; it is read now. Errors as `add_file`."""
+        """Add what a binary file object holds from here on; it is read now. Errors as `add_file`.
+
+        What its ``read`` raises passes through; nothing is added then.
+        """
         path = check_path(name)
         self._check_open()
-        spool = _spool()
-        try:
-            while block := fileobj.read(COPY_BYTES):
-                spool.write(block)
-        except TypeError:
-            raise InvalidInputError("add_stream needs a file opened in binary mode") from None
+        if not callable(getattr(fileobj, "read", None)):
+            raise InvalidInputError(f"add_stream needs a binary file object, not {type(fileobj).__name__}")
+        spool = _Spool()
+        while True:
+            block: object = fileobj.read(COPY_BYTES)
+            if not isinstance(block, bytes | bytearray | memoryview):
+                # None is what a stream that does not block says when there is nothing yet: not the end.
+                raise InvalidInputError(f"add_stream got {type(block).__name__} instead of bytes from the stream")
+            if not block:
+                break
+            spool.write(block)
         self._insert({path: _spooled(spool)}, overwrite=overwrite)
         return self._entry(path)
 
@@ -205,7 +220,7 @@ class Artifact:
         if "x" in mode and self._has(path):
             raise PathConflictError(f"{path!r} is in the artifact already", hint="use mode w to replace it")
         self._check_place(path)
-        spool = _spool()
+        spool = _Spool()
         if "b" in mode:
             if encoding is not None:
                 raise InvalidInputError("a binary file has no encoding")
@@ -250,7 +265,7 @@ class Artifact:
         if not os.path.isdir(local):
             what = "is not a directory" if os.path.lexists(local) else "does not exist"
             raise InvalidInputError(f"{local!r} {what}")
-        prefix = "" if name is None else check_path(name.rstrip("/") if name else name) + "/"
+        prefix = "" if name is None else check_path(name.removesuffix("/") if isinstance(name, str) else name) + "/"
         scan = Scan(local, symlinks, Globs(include, exclude), allow_outside=allow_outside)
         found: dict[str, Source] = {}
         for relative, source in scan.run(keep_empty_dirs=keep_empty_dirs):
@@ -272,9 +287,12 @@ class Artifact:
         """Add sources if all of them can be; the one place where a draft grows."""
         self._check_open()
         new: dict[str, Source] = {}
+        filled: dict[str, None] = {}
         directories: Counter[str] = Counter()
         for path, source in found.items():
-            self._check_place(path, directories, found)
+            if _shape(source) == _EMPTY and self._is_directory(path):
+                continue  # it is there, and not empty
+            filled.update(dict.fromkeys(self._check_place(path, directories, found)))
             directories.update(ancestors(path))
             if self._has(path) and not overwrite:
                 if not self._same(path, source):
@@ -283,6 +301,8 @@ class Artifact:
                     )
                 continue
             new[path] = source
+        for path in filled:
+            self._take_out(path)
         for path, source in new.items():
             if path not in self._sources:
                 self._directories.update(ancestors(path))
@@ -291,13 +311,21 @@ class Artifact:
 
     def _check_place(
         self, path: str, directories: Counter[str] | None = None, beside: dict[str, Source] | None = None
-    ) -> None:
-        """Raise `PathConflictError` if a path is a file here and a directory there."""
-        if self._directories[path] or (directories is not None and directories[path]) or self._base_directory(path):
+    ) -> list[str]:
+        """Empty directories that a path fills. Raises `PathConflictError` if it is a file here, a directory there."""
+        if (directories is not None and directories[path]) or self._is_directory(path):
             raise PathConflictError(f"{path!r} is a directory in the artifact")
+        filled: list[str] = []
         for parent in ancestors(path):
-            if (beside is not None and parent in beside) or self._has(parent):
+            shapes = [_shape(found) for found in ((beside or {}).get(parent), self._at(parent)) if found is not None]
+            if any(shape != _EMPTY for shape in shapes):
                 raise PathConflictError(f"{parent!r} is a file in the artifact, so {path!r} cannot be below it")
+            if shapes:
+                filled.append(parent)
+        return filled
+
+    def _is_directory(self, path: str) -> bool:
+        return bool(self._directories[path]) or self._base_directory(path)
 
     def _base_directory(self, path: str) -> bool:
         if self._base is None:
@@ -309,29 +337,33 @@ class Artifact:
             return None
         return self._base.find(path)
 
+    def _at(self, path: str) -> Source | None:
+        """What is at a path."""
+        there = self._sources.get(path)
+        if there is not None:
+            return there
+        entry = self._in_base(path)
+        return None if entry is None else Taken(entry)
+
     def _has(self, path: str) -> bool:
         return path in self._sources or self._in_base(path) is not None
 
+    def _take_out(self, path: str) -> None:
+        """Remove one path, wherever it comes from."""
+        if self._in_base(path) is not None:
+            self._removed[path] = None
+        if self._sources.pop(path, None) is not None:
+            self._directories.subtract(ancestors(path))
+
     def _same(self, path: str, source: Source) -> bool:
         """True if the content at a path is that of a source."""
-        there: Source | None = self._sources.get(path)
+        there = self._at(path)
         if there is None:
-            entry = self._in_base(path)
-            if entry is None:
-                return False
-            there = Taken(entry)
+            return False
         if there == source:
             return True
-        ours, theirs = _open_source(there), _open_source(source)
-        if ours is None or theirs is None:
-            return False
-        with ours, theirs:
-            while True:
-                a, b = ours.read(COPY_BYTES), theirs.read(COPY_BYTES)
-                if a != b:
-                    return False
-                if not a:
-                    return True
+        ours, theirs = _shape(there), _shape(source)
+        return ours == theirs if ours or theirs else _same_bytes(there, source)
 
     def _check_open(self) -> None:
         if self._finalized:
@@ -350,20 +382,25 @@ class Artifact:
         path = item.path if isinstance(item, Entry) else item
         if not isinstance(path, str):
             raise InvalidInputError(f"{path!r} is not a path")
-        path = path.rstrip("/")
-        gone = [p for p in self._sources if p == path or p.startswith(path + "/")] if path else []
-        hidden: list[str] = []
-        if self._base is not None and path:
-            below = [entry.path for entry in self._base.walk(path + "/")]
-            exact = self._base.find(path)
-            hidden = [p for p in [*below, *([exact.path] if exact else [])] if p not in self._removed]
-        if not gone and not hidden:
+        name = path.rstrip("/")
+        gone = self._paths_at(name, directory=path != name)
+        if not gone:
             raise EntryNotFoundError(f"{path!r} is not in the artifact")
-        for added in gone:
-            del self._sources[added]
-            self._directories.subtract(ancestors(added))
-        self._removed.update(dict.fromkeys(hidden))
-        return len(set(gone) | set(hidden))
+        for found in gone:
+            self._take_out(found)
+        return len(gone)
+
+    def _paths_at(self, name: str, *, directory: bool) -> set[str]:
+        """Paths of entries at a name, unless only a directory is meant, and below it."""
+        if not name or not is_text(name):
+            return set()
+        found = {path for path in self._sources if path.startswith(name + "/")}
+        if self._base is not None:
+            found.update(entry.path for entry in self._base.walk(name + "/") if entry.path not in self._removed)
+        there = self._at(name)
+        if there is not None and (not directory or _shape(there) == _EMPTY):
+            found.add(name)
+        return found
 
     def get_entry(self, name: str) -> Entry:
         """The entry at a path. Raises `EntryNotFoundError`."""
@@ -444,17 +481,66 @@ def draft_base(artifact: Artifact) -> tuple[Base | None, str | None]:
     return artifact._base, artifact._project  # noqa: SLF001
 
 
-def _open_source(source: Source) -> BinaryIO | None:
+_EMPTY = ("directory",)
+
+
+def _shape(source: Source) -> tuple[str, ...]:
+    """What a link or an empty directory is; nothing for a file."""
+    match source:
+        case Link(target):
+            return ("link", target)
+        case EmptyDirectory():
+            return _EMPTY
+        case Taken(entry) if entry.kind is EntryKind.LINK:
+            return ("link", entry.target or "")
+        case Taken(entry) if entry.kind is EntryKind.DIRECTORY:
+            return _EMPTY
+        case _:
+            return ()
+
+
+def _same_bytes(there: Source, source: Source) -> bool:
+    """True if two files have the same content. A file that changed after it was added is not the same."""
+    try:
+        ours = _open_source(there)
+    except InvalidInputError:
+        return False
+    with ours, _open_source(source) as theirs:
+        try:
+            while True:
+                a, b = ours.read(COPY_BYTES), theirs.read(COPY_BYTES)
+                if a != b:
+                    return False
+                if not a:
+                    return True
+        except OSError as error:
+            if isinstance(error, CasstoreError):
+                raise
+            raise InvalidInputError(f"cannot read {source!r:.200}: {error.strerror}") from None
+
+
+def foreign_path(artifact: Artifact, store: str) -> str | None:
+    """A path (or the base) of a draft whose content is in another store, or None."""
+    base = artifact._base  # noqa: SLF001
+    if base is not None and base.store != store:
+        return base.name
+    for path, source in artifact._sources.items():  # noqa: SLF001
+        if isinstance(source, Taken) and source.entry.reader is not None and source.entry.reader.store != store:
+            return path
+    return None
+
+
+def _open_source(source: Source) -> BinaryIO:
     match source:
         case LocalFile():
             return open_local(source)
         case Spooled():
             source.file.seek(0)
             return io.BytesIO(source.file.read()) if source.size <= SPOOL_BYTES else _View(source)
-        case Taken() if source.entry.kind is EntryKind.FILE:
+        case Taken():
             return source.entry.open()
         case _:
-            return None
+            raise AssertionError(source)
 
 
 class _View(io.RawIOBase, BinaryIO):
@@ -477,8 +563,31 @@ def _encoding(name: str | None) -> str:
         raise InvalidInputError(f"encoding {name!r} is not known") from None
 
 
-def _spool() -> IO[bytes]:
-    return tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)
+class _Spool(tempfile.SpooledTemporaryFile[bytes]):
+    """A file without a name, in memory while it is short. Belongs to a draft for as long as that lives.
+
+    Closing it in a ``new_file`` block only says that it is complete.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(max_size=SPOOL_BYTES)
+
+    def write(self, data: Buffer, /) -> int:  # type: ignore[override]  # typeshed has overloads of bytes and Buffer
+        """Append. Raises `BackendError` if the disk of temporary files is full."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            failure = BackendError(
+                f"cannot write a temporary file: {error.strerror}", hint="set TMPDIR to another disk"
+            )
+            failure.errno = error.errno
+            raise failure from None
+
+    def close(self) -> None:
+        """Nothing: the draft still needs it."""
+
+    def __del__(self) -> None:
+        super().close()
 
 
 def _spooled(spool: IO[bytes]) -> Spooled:
@@ -492,4 +601,4 @@ def _warn_ignored(**options: object) -> None:
             warnings.warn(f"{name}= has no effect in casstore", DeprecationWarning, stacklevel=3)
 
 
-__all__ = ["Artifact", "Base", "Digest"]
+__all__ = ["Artifact", "Base", "draft_base", "draft_of", "foreign_path"]

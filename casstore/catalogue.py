@@ -18,7 +18,7 @@ from casstore.errors import (
     StaleBaseError,
     VersionNotFoundError,
 )
-from casstore.format.rows import decode_row
+from casstore.format.rows import decode_row, u64
 from casstore.model import (
     AliasChange,
     CollectionRow,
@@ -35,8 +35,8 @@ from casstore.model import (
     VersionRow,
     VersionState,
 )
-from casstore.names import LATEST, CollectionName, Reference, parse_reference
-from casstore.state import ANY, PIN, Tables, alias_target, aliases_of, head_of
+from casstore.names import LATEST, CollectionName, Reference, check_aliases, parse_reference
+from casstore.state import ALIAS, ANY, PIN, Tables, alias_target, aliases_of, head_of
 from casstore.view import (
     alias_changes,
     collection_name,
@@ -89,7 +89,7 @@ def find(tables: Tables, reference: Reference, *, states: Sequence[VersionState]
     collection = find_collection(tables, name)
     version = _select(tables, collection, reference, states)
     if version is None:
-        raise VersionNotFoundError(f"there is no version {reference}", hint=_near(tables, collection, name))
+        raise VersionNotFoundError(f"there is no version {reference}", hint=_near(tables, collection, reference))
     if version.state not in states:
         raise _wrong_state(Found(name, collection, version))
     return Found(name, collection, version)
@@ -107,9 +107,14 @@ def _select(
     return None if number is None else version_at(tables, collection.id, number)
 
 
-def _near(tables: Tables, collection: CollectionRow, name: CollectionName) -> str:
+def _near(tables: Tables, collection: CollectionRow, reference: Reference) -> str:
+    name = reference.collection.short
     newest = next(iter(versions(tables, collection.id, newest_first=True, states=(VersionState.COMMITTED,))), None)
-    return f"casstore ls {name.short}" if newest else f"every version of {name.short} is deleted: casstore trash ls"
+    if newest is None:
+        return f"every version of {name} is deleted: casstore trash ls"
+    known = [key[8:].decode() for key, _ in tables.scan(ALIAS, prefix=u64(collection.id))]
+    near = difflib.get_close_matches(reference.selector or "", known, SIMILAR)
+    return f"did you mean {', '.join(f'{name}:{alias}' for alias in near)}?" if near else f"casstore ls {name}"
 
 
 def _wrong_state(found: Found) -> VersionNotFoundError:
@@ -146,6 +151,8 @@ def set_alias(engine: Engine, found: Found, alias: str, *, if_on: str | None, ac
             raise StaleBaseError(f"alias {alias!r} is {where}, not on {if_on}", hint="look again and retry")
         if current == live.version.number:
             return ()
+        held = aliases_of(tables, live.collection.id, live.version.number)
+        check_aliases({*held, alias} - {LATEST})
         return (SetAlias(str(found.name), alias, found.version.number, expect, actor),)
 
     engine.commit(build)

@@ -11,6 +11,8 @@ import errno
 import fnmatch
 import os
 import stat
+import threading
+import unicodedata
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -31,6 +33,7 @@ from casstore.errors import (
 )
 from casstore.model import Entry, EntryKind, Progress, no_progress
 from casstore.names import check_path
+from casstore.sources import ancestors, source_path
 
 BATCH_BYTES = 32 * 1024 * 1024
 BATCH_FILES = 2048
@@ -44,13 +47,17 @@ _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 @dataclass(slots=True)
 class DownloadReport:
-    """What a download did. ``path``: the root; ``skipped``: paths left alone; sizes in bytes."""
+    """What a download did. ``path``: the root; ``skipped``: paths left alone; ``matched``: entries asked for.
+
+    Sizes in bytes.
+    """
 
     path: str
     files: int = 0
     bytes: int = 0
     skipped: list[str] = field(default_factory=list)
     linked: int = 0
+    matched: int = 0
 
     def __fspath__(self) -> str:
         return self.path
@@ -75,15 +82,22 @@ def download(
     """
     if overwrite not in OVERWRITE:
         raise InvalidInputError(f"overwrite={overwrite!r} is not valid", hint=", ".join(OVERWRITE))
+    where = source_path(root)
+    if not (path_prefix is None or isinstance(path_prefix, str)) or not (glob is None or isinstance(glob, str)):
+        raise InvalidInputError(f"path_prefix={path_prefix!r} or glob={glob!r} is not a string")
     failures: Failures = []
     wanted = list(_selected(engine, found, path_prefix, glob, failures))
-    report = DownloadReport(os.fspath(root))
+    report = DownloadReport(where, matched=len(wanted))
+    if not wanted and not failures and (path_prefix is not None or glob is not None):
+        return report
     try:
         with _Target(report.path) as target:
-            total = sum(entry.size for entry in wanted)
-            target.check_space(total)
+            if len(wanted) > 1 and target.folds():
+                _check_twins(target, wanted)
             if overwrite != "replace":
                 wanted = _without_existing(target, wanted, overwrite, report)
+            total = sum(entry.size for entry in wanted)
+            target.check_space(total)
             job = _Download(engine, found, target, report, progress, total, failures)
             job.run(wanted)
     except OSError as error:
@@ -92,6 +106,34 @@ def download(
         raise _disk_error(error) from None
     job.raise_failures()
     return report
+
+
+def twins(paths: Iterable[str]) -> list[tuple[str, ...]]:
+    """Groups of paths that a file system which ignores case or Unicode form takes for one."""
+    groups: dict[str, dict[str, None]] = {}
+    for path in paths:
+        groups.setdefault(_folded(path), {})[path] = None
+    # A file "A" is in the way of a file "a/x".
+    for group in list(groups.values()):
+        for path in list(group):
+            for parent in ancestors(path):
+                files = groups.get(_folded(parent))
+                if files is not None and path not in files:
+                    files[path] = None
+    return [tuple(group) for group in groups.values() if len(group) > 1]
+
+
+def _folded(path: str) -> str:
+    return path.lower() if path.isascii() else unicodedata.normalize("NFC", path.casefold())
+
+
+def _check_twins(target: _Target, wanted: list[Entry]) -> None:
+    found = twins(entry.path for entry in wanted)
+    if found:
+        raise PathConflictError(
+            f"the file system of {target.root!r} takes {' and '.join(map(repr, found[0]))} for one path",
+            hint="download to another file system, or with path_prefix or glob",
+        )
 
 
 def _disk_error(error: OSError) -> CasstoreError:
@@ -151,6 +193,19 @@ class _Target:
             error.errno = errno.ENOSPC
             raise error
 
+    def folds(self) -> bool:
+        """True if the file system ignores case or Unicode form."""
+        name = f".é-{os.getpid()}-{threading.get_ident()}.casstore-part"
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600, dir_fd=self._top))
+        try:
+            for other in (name.upper(), unicodedata.normalize("NFD", name)):
+                with contextlib.suppress(FileNotFoundError):
+                    os.stat(other, dir_fd=self._top, follow_symlinks=False)
+                    return True
+            return False
+        finally:
+            os.unlink(name, dir_fd=self._top)
+
     def exists(self, path: str) -> bool:
         """True if there is anything at a path."""
         parent, _, name = path.rpartition("/")
@@ -165,11 +220,21 @@ class _Target:
         if not path:
             return self._top
         fd = self._open.get(path)
-        if fd is not None:
-            self._open.move_to_end(path)
-            return fd
-        parent, _, name = path.rpartition("/")
-        above = self.directory(parent, create=create)
+        if fd is None:
+            fd, missing = self._top, [*ancestors(path), path]
+            for at in range(len(missing) - 1, -1, -1):
+                known = self._open.get(missing[at])
+                if known is not None:
+                    fd, missing = known, missing[at + 1 :]
+                    break
+            for directory in missing:
+                fd = self._enter(fd, directory, create=create)
+        self._open.move_to_end(path)
+        return fd
+
+    def _enter(self, above: int, path: str, *, create: bool) -> int:
+        """Open a directory inside an open one, the last part of its path."""
+        name = path.rpartition("/")[2]
         if create:
             # If something is there already, opening it tells whether it is a directory.
             with contextlib.suppress(FileExistsError):
@@ -340,6 +405,7 @@ def verify_stored(engine: Engine, found: Found, progress: Progress = no_progress
     missing: list[str] = []
     done = 0
     failures: Failures = []
+    _check_listing(engine, found)
     for entry in entries(engine, found, failures=failures):
         if entry.kind is not EntryKind.FILE:
             continue
@@ -358,6 +424,18 @@ def verify_stored(engine: Engine, found: Found, progress: Progress = no_progress
     return done
 
 
+def _check_listing(engine: Engine, found: Found) -> None:
+    try:
+        engine.node(found.version.root)
+    except (IntegrityError, FormatError) as error:
+        raise VerificationError(
+            f"{found.label}: the list of files cannot be read: {error.message}",
+            hint=error.hint,
+            collection=found.name.short,
+            version=f"v{found.version.number}",
+        ) from None
+
+
 def verify_directory(
     engine: Engine, found: Found, root: str | os.PathLike[str], progress: Progress = no_progress
 ) -> int:
@@ -365,7 +443,7 @@ def verify_directory(
 
     Returns the bytes checked. Raises `VerificationError` with all problems at once.
     """
-    top = os.fspath(root)
+    top = source_path(root)
     if not os.path.isdir(top):
         raise InvalidInputError(f"{top!r} is not a directory")
     missing: list[str] = []
@@ -389,19 +467,31 @@ def verify_directory(
             changed.append(entry.path)
         done += entry.size
         progress("verify", done, found.version.size)
-    extra = [path for path in _everything(top) if path not in known and path not in directories]
+    extra = [
+        path
+        for path, is_directory in _everything(top)
+        if path not in known and not (is_directory and path in directories)
+    ]
     _raise_problems(found, missing, changed, extra)
     return done
 
 
-def _everything(top: str) -> list[str]:
-    found: list[str] = []
-
-    def fail(error: OSError) -> None:
-        raise InvalidInputError(f"cannot read {error.filename!r}: {error.strerror}") from None
-
-    for directory, names, files in os.walk(top, onerror=fail):
-        found.extend(os.path.relpath(os.path.join(directory, name), top) for name in (*names, *files))
+def _everything(top: str) -> list[tuple[str, bool]]:
+    """Every path below a directory, and whether it is a directory itself: links are not."""
+    found: list[tuple[str, bool]] = []
+    pending = [""]
+    while pending:
+        above = pending.pop()
+        try:
+            with os.scandir(os.path.join(top, above)) as listing:
+                for item in listing:
+                    path = f"{above}/{item.name}" if above else item.name
+                    is_directory = item.is_dir(follow_symlinks=False)
+                    found.append((path, is_directory))
+                    if is_directory:
+                        pending.append(path)
+        except OSError as error:
+            raise InvalidInputError(f"cannot read {os.path.join(top, above)!r}: {error.strerror}") from None
     return sorted(found)
 
 

@@ -23,6 +23,8 @@ READ_SPAN = 8 * 1024 * 1024
 """frames of one pack closer than `READ_GAP` are read together, up to this many bytes"""
 READ_GAP = 64 * 1024
 CACHE_BYTES = 16 * 1024 * 1024
+UPLOAD_SHARE = 4
+"""a pack is gathered up to this part of its size while the one before it is being uploaded"""
 LOOKS = 4
 """times a chunk is looked up again because its pack moved while it was being read"""
 
@@ -253,6 +255,8 @@ class ChunkWriter:
         future, children = self._frames.popleft()
         frame = future.result()
         self._pack.add(frame, children if self._kind is ChunkKind.NODE else ())
+        if self._pack.size >= self._pack_bytes // UPLOAD_SHARE:
+            self._wait()  # the pack before this one must not stay in memory until this one is full
         if self._pack.size >= self._pack_bytes:
             self._close_pack(())
 
@@ -283,11 +287,13 @@ class ChunkWriter:
         records, self._records = self._records, []
         return records
 
-    def abandon(self) -> None:
-        """Wait for work in flight and drop the rest; packs already published are left to the sweeper."""
+    def abandon(self) -> list[AddPack]:
+        """Wait for work in flight and drop the rest; returns the packs that may have been published."""
         for future, _ in self._frames:
             future.cancel()
         self._frames.clear()
         if self._upload is not None:
             upload, self._upload = self._upload, None
             upload.exception()
+        records, self._records = self._records, []
+        return records

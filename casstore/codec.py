@@ -15,6 +15,8 @@ Buffer = bytes | bytearray | memoryview
 RAW = 0
 ZSTD = 1
 
+MAX_RATIO = 32 * 1024
+"""plaintext bytes a stored byte can stand for at most: a zstd block takes 4 bytes or more and gives 128 KiB or less"""
 WINDOW_LIMIT = 8 * 1024 * 1024
 """larger windows in a frame header are refused: nothing casstore writes needs them"""
 
@@ -67,6 +69,9 @@ class ZstdCodec:
             # A frame may declare any size (zstandard #332): believe only the one the index has.
             if zstandard.frame_content_size(bytes(data[:18])) != length:
                 raise IntegrityError(f"{what} declares another size than {length}")
+            # The size is allocated at once: it must be one that this many bytes can hold.
+            if length > len(data) * MAX_RATIO:
+                raise IntegrityError(f"{what} cannot hold the {length} bytes it declares")
             plain: bytes = decompressor.decompress(data, max_output_size=length)
         except (zstandard.ZstdError, MemoryError) as error:
             raise IntegrityError(f"{what} cannot be decompressed: {error}") from None

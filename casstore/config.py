@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Self
 
 import platformdirs
 
@@ -29,7 +30,7 @@ ENV_PREFIX = "CASSTORE_"
 
 @dataclass(frozen=True, slots=True)
 class ChunkerParams:
-    """How files are cut: an algorithm and its sizes in bytes (docs/decisions/0003)."""
+    """How files are cut: an algorithm and its sizes in bytes (docs/decisions/0002)."""
 
     algorithm: str = "fastcdc-2020"
     minimum: int = 8 * KIB
@@ -43,6 +44,11 @@ class ChunkerParams:
             )
         if self.average & (self.average - 1):
             raise InvalidInputError(f"the average chunk size {self.average} is not a power of two")
+
+    @classmethod
+    def around(cls, average: int) -> Self:
+        """The default algorithm with another average size; the limits keep their ratio to it."""
+        return cls(minimum=average // 4, average=average, maximum=average * 4)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,8 +13,11 @@ from casstore.engine import Engine
 from casstore.errors import FormatError, IntegrityError, InvalidInputError
 from casstore.format.nodes import CHUNK_LIST, encode_chunk, encode_node
 from casstore.model import Entry, EntryKind
+from casstore.names import is_text
 from casstore.tree import chunk_list, find, walk
 
+READ_AHEAD = 64 * 1024
+"""bytes an open file reads at least"""
 WINDOW = 8 * 1024 * 1024
 """bytes fetched together when a range is long"""
 
@@ -74,8 +77,9 @@ def windows(parts: Iterator[Piece], size: int = WINDOW) -> Iterator[list[Piece]]
 
 def read_range(engine: Engine, entry: Entry, offset: int = 0, length: int | None = None) -> bytes:
     """Bytes of a file, each chunk verified. Raises `IntegrityError`, `InvalidInputError`."""
-    if entry.kind is not EntryKind.FILE:
-        raise InvalidInputError(f"{entry.path!r} is a {entry.kind}, not a file")
+    _check_file(entry)
+    if not isinstance(offset, int) or not (length is None or isinstance(length, int)):
+        raise InvalidInputError(f"offset {offset!r} and length {length!r} must be whole numbers")
     if offset < 0 or (length is not None and length < 0):
         raise InvalidInputError("offset and length must not be negative")
     end = entry.size if length is None else min(entry.size, offset + length)
@@ -105,6 +109,8 @@ def content_digest(engine: Engine, entry: Entry) -> Digest | None:
 
 def find_entry(engine: Engine, found: Found, path: str) -> Entry | None:
     """The entry at a path of a version."""
+    if not is_text(path):
+        return None
     with naming(found, path):
         return find(found.version.root, path, engine.node)
 
@@ -137,6 +143,8 @@ def below(engine: Engine, found: Found, path_prefix: str | None, failures: Failu
     if not path_prefix:
         yield from entries(engine, found, failures=failures)
         return
+    if not is_text(path_prefix):
+        return
     directory = path_prefix.rstrip("/")
     if not path_prefix.endswith("/"):
         exact = find_entry(engine, found, directory)
@@ -145,8 +153,19 @@ def below(engine: Engine, found: Found, path_prefix: str | None, failures: Failu
     yield from entries(engine, found, prefix=directory + "/", failures=failures)
 
 
+def open_entry(engine: Engine, found: Found, entry: Entry) -> BinaryIO:
+    """A file of a version as a buffered file object. Raises `InvalidInputError` for anything but a file."""
+    _check_file(entry)
+    return io.BufferedReader(StoredFile(engine, found, entry), READ_AHEAD)
+
+
+def _check_file(entry: Entry) -> None:
+    if entry.kind is not EntryKind.FILE:
+        raise InvalidInputError(f"{entry.path!r} is a {entry.kind}, not a file")
+
+
 class StoredFile(io.RawIOBase, BinaryIO):
-    """A file of a version: seekable, read-only, verified. Keeps the last chunk in memory. Not thread-safe."""
+    """A file of a version: seekable, read-only, verified, unbuffered. Not thread-safe."""
 
     def __init__(self, engine: Engine, found: Found, entry: Entry) -> None:
         super().__init__()
@@ -175,6 +194,8 @@ class StoredFile(io.RawIOBase, BinaryIO):
 
     def tell(self) -> int:
         """The position."""
+        if self.closed:
+            raise ValueError("I/O operation on closed file")
         return self._at
 
     def readinto(self, buffer: object) -> int:
@@ -183,6 +204,10 @@ class StoredFile(io.RawIOBase, BinaryIO):
         data = self.read(min(len(view), WINDOW))
         view[: len(data)] = data
         return len(data)
+
+    def readall(self) -> bytes:
+        """All that is left."""
+        return self.read()
 
     def read(self, size: int | None = -1, /) -> bytes:
         """Up to ``size`` bytes from the position, or all that is left."""

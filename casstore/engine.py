@@ -12,7 +12,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from casstore.backend import Backend
@@ -95,6 +95,8 @@ class Engine:
         """pins whose holder went away without saying so; released by the next commit"""
         self._nodes: dict[bytes, Node] = {}
         self._dropped: dict[int, frozenset[bytes]] = {}
+        self._durable = 0
+        """segments up to this one are known to survive a power cut"""
         self._executor: ThreadPoolExecutor | None = None
         self._start()
         _engines.add(self)
@@ -124,6 +126,10 @@ class Engine:
             executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(wait=True)
+        if self.view.folded and not self.read_only:
+            # A view that is closed well is believed after a power cut: the log must not end before it then.
+            with suppress(CasstoreError):
+                self._make_durable(self.view.head().seq)
         self.view.close()
 
     def digest(self, value: bytes) -> Digest:
@@ -182,7 +188,16 @@ class Engine:
         for request in requests:
             if request.error is not None:
                 raise request.error
+        if any(request.result is None for request in requests):
+            # Nothing had to be done because of what is in the log: that is what is acknowledged.
+            self._make_durable(self.view.head().seq)
         return [request.result for request in requests]
+
+    def _make_durable(self, seq: int) -> None:
+        """Make segments up to a position durable: they can be seen before their author has synced their names."""
+        if self._durable < seq:
+            self.log.barrier()
+            self._durable = seq
 
     def _commit_group(self, group: list[_Request]) -> None:
         try:
@@ -208,6 +223,8 @@ class Engine:
         segment, pending = self._build(group)
         if not pending:
             return True
+        # The segment before ours may be another's and not durable yet: ours must not outlive it.
+        self._make_durable(segment.seq - 1)
         try:
             chain = self.log.create(segment)
         except AlreadyExistsError:
@@ -222,6 +239,7 @@ class Engine:
             self.view.refresh()
         else:
             self.view.fold([(segment, chain)])
+        self._durable = segment.seq
         for request in pending:
             self._learn(request, segment)
         return True

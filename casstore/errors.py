@@ -39,22 +39,28 @@ class CasstoreError(Exception):
 
     exit_code: ClassVar[int] = 1
     code: ClassVar[str] = "error"
+    advice: ClassVar[str] = "casstore --help"
+    """the hint of an error that was raised without one"""
 
     def __init__(self, message: str, *, hint: str = "") -> None:
         super().__init__(message)
         self.message = message
-        self.hint = hint
+        self.hint = hint or self.advice
 
     def __str__(self) -> str:
         return self.message
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_rebuild, (type(self), self.message, dict(self.__dict__)))
+        # The number of an operating system error is not in the dictionary of the object.
+        number = self.errno if isinstance(self, OSError) else None
+        return (_rebuild, (type(self), self.message, dict(self.__dict__), number))
 
 
-def _rebuild(cls: type[CasstoreError], message: str, state: dict[str, object]) -> CasstoreError:
+def _rebuild(cls: type[CasstoreError], message: str, state: dict[str, object], number: int | None) -> CasstoreError:
     error = cls(message)
     error.__dict__.update(state)
+    if isinstance(error, OSError):
+        error.errno = number
     return error
 
 
@@ -63,24 +69,28 @@ class InvalidInputError(CasstoreError, ValueError):
 
     exit_code = 2
     code = "invalid-input"
+    advice = "correct the argument; nothing was changed"
 
 
 class InvalidNameError(InvalidInputError):
     """A collection, alias, tag or reference is not well formed."""
 
     code = "invalid-name"
+    advice = "1 to 128 of A-Z a-z 0-9 . _ -, not starting with . or -"
 
 
 class InvalidPathError(InvalidInputError):
     """A path inside an artifact is not well formed."""
 
     code = "invalid-path"
+    advice = "a relative path: UTF-8, parts between single /, no . or .., at most 4096 bytes and 255 a part"
 
 
 class InvalidMetadataError(InvalidInputError):
     """Metadata is not canonical JSON within the limits."""
 
     code = "invalid-metadata"
+    advice = "a JSON object: at most 100 keys, 1 MiB, 64 levels; str keys, finite numbers"
 
 
 class InvalidSizeError(InvalidInputError):
@@ -106,12 +116,14 @@ class NotFoundError(CasstoreError, KeyError):
 
     exit_code = 10
     code = "not-found"
+    advice = "casstore ls"
 
 
 class StoreNotFoundError(NotFoundError):
     """There is no store at this place."""
 
     code = "store-not-found"
+    advice = "casstore init"
 
 
 class CollectionNotFoundError(NotFoundError):
@@ -130,6 +142,7 @@ class EntryNotFoundError(NotFoundError, FileNotFoundError):
     """There is no such path in the artifact."""
 
     code = "entry-not-found"
+    advice = "casstore files REF lists the paths"
 
 
 class ReferenceMissingError(NotFoundError, FileNotFoundError):
@@ -143,12 +156,14 @@ class AlreadyExistsError(CasstoreError, FileExistsError):
 
     exit_code = 11
     code = "already-exists"
+    advice = "choose another name"
 
 
 class PathConflictError(AlreadyExistsError):
     """A path is a file in one place and a directory in another, or has other content."""
 
     code = "path-conflict"
+    advice = "remove or rename one of the two paths"
 
 
 class NameTakenError(AlreadyExistsError):
@@ -168,6 +183,7 @@ class ReadOnlyError(CasstoreError, PermissionError):
 
     exit_code = 12
     code = "read-only"
+    advice = "open the store for writing"
 
 
 class ConflictError(CasstoreError):
@@ -175,6 +191,7 @@ class ConflictError(CasstoreError):
 
     exit_code = 13
     code = "conflict"
+    advice = "try again"
 
 
 class StaleBaseError(ConflictError):
@@ -212,6 +229,7 @@ class RefusedError(CasstoreError):
 
     exit_code = 14
     code = "refused"
+    advice = "the rule must be lifted first"
 
 
 class AliasGuardError(RefusedError):
@@ -280,6 +298,7 @@ class IntegrityError(CasstoreError):
 
     exit_code = 20
     code = "integrity"
+    advice = "casstore fsck --read-data"
 
     def __init__(
         self,
@@ -346,12 +365,14 @@ class FormatError(CasstoreError):
 
     exit_code = 21
     code = "format"
+    advice = "casstore fsck"
 
 
 class UnsupportedFormatError(FormatError):
     """The store was written by a newer casstore."""
 
     code = "unsupported-format"
+    advice = "upgrade casstore"
 
 
 class BackendError(CasstoreError, OSError):
@@ -359,9 +380,11 @@ class BackendError(CasstoreError, OSError):
 
     exit_code = 30
     code = "backend"
+    advice = "check the disk, the permissions and the connection of the store, then run again"
 
 
 class TransientBackendError(BackendError):
     """The backend failed in a way that retrying may cure."""
 
     code = "backend-transient"
+    advice = "run again"

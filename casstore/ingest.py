@@ -30,7 +30,7 @@ from casstore.model import (
     VersionState,
     no_progress,
 )
-from casstore.names import LATEST, CollectionName, canonical_metadata
+from casstore.names import LATEST, CollectionName, canonical_metadata, check_aliases
 from casstore.sources import (
     EmptyDirectory,
     Link,
@@ -41,7 +41,7 @@ from casstore.sources import (
     Taken,
     open_local,
 )
-from casstore.state import PIN, Tables, alias_target
+from casstore.state import PIN, Tables, alias_target, aliases_of
 from casstore.tree import INLINE_CHUNKS, Builder, Tree, edit_entries, write_entries
 from casstore.view import collection_named, version_at, with_root
 from casstore.writer import Writer
@@ -184,6 +184,7 @@ def _records(
     if hit is not None:
         assert identifier is not None
         decision.number = hit.number
+        check_aliases({*request.aliases, *aliases_of(tables, identifier, hit.number)} - {LATEST})
         aliases = [*request.aliases, LATEST] if request.move_latest else list(request.aliases)
         moves: list[Record] = [
             SetAlias(name, alias, hit.number, actor=request.actor)
@@ -310,7 +311,7 @@ class _Session:
         self.tree = Tree(b"", 0, 0)
         self.total = sum(_size_of(source) for _, source in self.changes)
         self.done = 0
-        self.limit = 6 * BATCH_BYTES + engine.settings.workers * BATCH_BYTES
+        self.limit = (engine.settings.workers + 2) * BATCH_BYTES
 
     def run(self) -> None:
         self._read([(path, source) for path, source in self.changes if source is not None])
@@ -403,10 +404,12 @@ class _Session:
         large = _Large(path, source.mode if isinstance(source, LocalFile) else None, self)
         with _open(source) as file:
             tail = b""
+            read = 0
             while True:
                 block = _read_block(file, path)
+                read += len(block)
                 final = not block
-                if final:
+                if final or read > _size_of(source):  # a file that grows faster than it is read has no end
                     _check_unchanged(file, source, path)
                 data = memoryview(tail + block) if tail else memoryview(block)
                 ends = self.chunker.boundaries(data, final=final)
@@ -472,9 +475,9 @@ def _check_unchanged(file: BinaryIO, source: Source, path: str) -> None:
         raise InvalidInputError(f"{path!r} changed while reading", hint="log it when it is at rest")
 
 
-def _read_block(file: BinaryIO, path: str) -> bytes:
+def _read_block(file: BinaryIO, path: str, size: int = BLOCK_BYTES) -> bytes:
     try:
-        return file.read(BLOCK_BYTES)
+        return file.read(size)
     except OSError as error:
         raise InvalidInputError(f"cannot read {path!r}: {error.strerror}") from None
 
@@ -502,13 +505,14 @@ def _whole(source: Source) -> Buffer:
         return source.file.read()
     assert isinstance(source, LocalFile)
     with open_local(source) as file:
-        data = bytearray()
-        while len(data) < source.signature.size + 1:
-            block = _read_block(file, source.path)
-            if not block:
-                break
-            data += block
-        if len(data) != source.signature.size:
+        # The size is asked for, neither more, which would allocate it, nor less: most files need one call.
+        size = source.signature.size
+        data: Buffer = _read_block(file, source.path, size)
+        if len(data) < size:
+            data = bytearray(data)
+            while len(data) < size and (block := _read_block(file, source.path, size - len(data))):
+                data += block
+        if len(data) != size:
             raise InvalidInputError(f"{source.path!r} changed while reading", hint="log it when it is at rest")
         _check_unchanged(file, source, source.path)
     return data

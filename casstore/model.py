@@ -395,6 +395,11 @@ class EntryKind(StrEnum):
 class BlobReader(Protocol):
     """How an entry of a logged version reaches its bytes."""
 
+    @property
+    def store(self) -> str:
+        """The id of the store they are in."""
+        ...
+
     def read(self, entry: Entry, offset: int, length: int | None) -> bytes:
         """Some bytes of the file."""
         ...

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import NoReturn
 
-from casstore.digest import ALGORITHMS
+from casstore.digest import ALGORITHMS, digest_size
 from casstore.errors import (
     InvalidInputError,
     InvalidMetadataError,
@@ -26,9 +26,10 @@ LATEST = "latest"
 
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _TAG = re.compile(r"[-\w]+(?: +[-\w]+)*")
-_NUMBERED = re.compile(r"v(0|[1-9]\d{0,17})")
-_VERSION_LIKE = re.compile(r"v\d+")
+_NUMBERED = re.compile(r"v(0|[1-9][0-9]{0,17})")
+_VERSION_LIKE = re.compile(r"v[0-9]+")
 _DRIVE = re.compile(r"[A-Za-z]:")
+_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
 MAX_PATH_BYTES = 4096
 MAX_SEGMENT_BYTES = 255
@@ -118,6 +119,8 @@ class CollectionName:
             raise InvalidNameError(f"{text!r} is not a collection name")
         parts = text.split("/")
         if project is not None:
+            if not isinstance(project, str):
+                raise InvalidNameError(f"project {project!r} is not a name", hint="project, or entity/project")
             if len(parts) > 1:
                 raise InvalidNameError(f"{text!r} names a project already", hint="leave out project=")
             parts = [*project.split("/"), *parts]
@@ -143,7 +146,7 @@ class Reference:
 
     @property
     def digest(self) -> str | None:
-        """The digest, if the selector is one (``algorithm:hex``, or hexadecimal of its length)."""
+        """The digest, if the selector is one (``algorithm:hex``)."""
         text = self.selector or ""
         return text if text.partition(":")[0] in ALGORITHMS and ":" in text else None
 
@@ -161,7 +164,8 @@ def parse_reference(text: object) -> Reference:
         return Reference(collection, None)
     algorithm, second, digits = selector.partition(":")
     if second:
-        if algorithm not in ALGORITHMS or not re.fullmatch(r"[0-9a-f]{32,64}", digits):
+        hexadecimal = re.fullmatch(r"[0-9a-f]+", digits)
+        if algorithm not in ALGORITHMS or not hexadecimal or len(digits) != 2 * digest_size(algorithm):
             raise InvalidNameError(f"{text!r} is not a reference", hint="[[entity/]project/]collection[:selector]")
         return Reference(collection, selector)
     if _NUMBERED.fullmatch(selector):
@@ -198,7 +202,7 @@ def check_path(path: object) -> str:
         raise InvalidPathError(f"path {path!r} is absolute")
     if "\\" in path or _DRIVE.match(path):
         raise InvalidPathError(f"path {path!r} has a backslash or a drive letter")
-    if any(ord(c) < 0x20 or 0x7F <= ord(c) < 0xA0 for c in path):
+    if _CONTROL.search(path):
         raise InvalidPathError(f"path {path!r} has a control character")
     for segment in path.split("/"):
         if segment in {"", ".", ".."}:
@@ -206,6 +210,15 @@ def check_path(path: object) -> str:
         if len(segment) * 4 > MAX_SEGMENT_BYTES and len(segment.encode()) > MAX_SEGMENT_BYTES:
             raise InvalidPathError(f"path {path[:60]!r} has a segment over {MAX_SEGMENT_BYTES} bytes")
     return path
+
+
+def is_text(text: str) -> bool:
+    """True if a string can be written as UTF-8: it has no lone surrogates."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def canonical_metadata(metadata: object) -> bytes:
@@ -219,22 +232,24 @@ def canonical_metadata(metadata: object) -> bytes:
     plain = _plain(metadata, "metadata", 1)
     try:
         text = json.dumps(plain, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
-    except (UnicodeEncodeError, ValueError):
+    except UnicodeEncodeError:
         raise InvalidMetadataError("metadata has a string that is not valid UTF-8") from None
+    except ValueError as error:  # an integer with thousands of digits
+        raise InvalidMetadataError(f"metadata cannot be written as JSON: {error}") from None
     if len(text) > MAX_METADATA_BYTES:
         raise InvalidMetadataError(f"metadata has {len(text)} bytes, at most {MAX_METADATA_BYTES} are allowed")
     return text
 
 
 def _plain(value: object, where: str, depth: int) -> object:
-    if depth > MAX_METADATA_DEPTH:
-        raise InvalidMetadataError(f"metadata is nested deeper than {MAX_METADATA_DEPTH}")
     if value is None or isinstance(value, bool | str):
         return value
     if isinstance(value, int):
         return int(value)
     if isinstance(value, float):
         return float(value) if math.isfinite(value) else _not_json(where, value)
+    if depth > MAX_METADATA_DEPTH:
+        raise InvalidMetadataError(f"metadata is nested deeper than {MAX_METADATA_DEPTH}")
     if isinstance(value, Mapping):
         for key in value:
             if not isinstance(key, str):

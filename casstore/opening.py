@@ -12,7 +12,7 @@ from casstore.backend.wrap import ReadOnlyBackend
 from casstore.config import Runtime, Settings, StoreConfig, boot_id, cache_directory, on_network
 from casstore.engine import Engine
 from casstore.errors import AlreadyExistsError, NotFoundError, StoreNotFoundError
-from casstore.format.layout import FORMAT_KEY, decode_store, encode_store
+from casstore.format.layout import FORMAT_KEY, check_config, decode_store, encode_store
 from casstore.format.rows import VIEW_VERSION
 from casstore.index import LmdbIndex, MemoryIndex
 from casstore.state import TABLES
@@ -21,7 +21,8 @@ INDEX = "index"
 
 
 def create_store(url: str | os.PathLike[str], config: StoreConfig, runtime: Runtime, ops: OsOps | None) -> None:
-    """Make an empty store. Raises `AlreadyExistsError` if anything is there already."""
+    """Make an empty store. Raises `InvalidInputError`, `AlreadyExistsError` if anything is there already."""
+    check_config(config)
     path = is_local(url)
     if path is not None and path.exists():
         if not path.is_dir():

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from casstore.codec import Codec
 from casstore.digest import Buffer, Sealer
-from casstore.errors import DigestMismatchError, IntegrityError
+from casstore.errors import DigestMismatchError, IntegrityError, UnsupportedFormatError
 from casstore.format.packs import (
     FIRST_FRAME,
     PACK_MAGIC,
@@ -49,7 +49,8 @@ def encode_frame(codec: Codec, chunks: Sequence[tuple[bytes, Buffer]]) -> Frame:
     plain = codec.decode(number, payload, raw, "a new frame")
     at = 0
     for part in parts:
-        if plain[at : at + len(part)] != part:
+        # Not `!=`: a memoryview compares item by item, 300 times slower than this and holding the GIL.
+        if not plain.startswith(part, at):
             raise IntegrityError("a frame did not decode to what was encoded", hint="check this machine's memory")
         at += len(part)
     header = frame_header(number, raw, payload)
@@ -59,7 +60,11 @@ def encode_frame(codec: Codec, chunks: Sequence[tuple[bytes, Buffer]]) -> Frame:
 def decode_frame(codec: Codec, data: Buffer, raw: int, what: str) -> bytes:
     """The plaintext of a stored frame. Raises `IntegrityError`."""
     number, payload = parse_frame(data, raw, what)
-    return codec.decode(number, payload, raw, what)
+    try:
+        return codec.decode(number, payload, raw, what)
+    except UnsupportedFormatError as error:
+        # The log announces what a reader must know; so this is a flipped bit, which must not hide other chunks.
+        raise IntegrityError(f"{error.message}: it is damaged", hint="casstore fsck --read-data") from None
 
 
 def check_chunk(hash_bytes: object, digest: bytes, data: Buffer, what: str) -> None:

@@ -107,14 +107,16 @@ def ttl_seconds(ttl: timedelta | Inherit | None) -> int:
     return int(ttl.total_seconds())
 
 
-def strict_base(draft: Base | None, base: str | None, name: CollectionName, *, strict: bool) -> int | None:
-    """The number ``latest`` must be on, or None if it need not be on any. Raises `InvalidInputError`."""
-    if not strict:
-        return None
+def base_number(draft: Base | None, base: str | None, name: CollectionName, *, strict: bool) -> int | None:
+    """The number of the version that a log is based on, or None. Raises `InvalidInputError`."""
     if base is None:
-        if draft is None:
-            raise InvalidInputError("if_base_latest needs a draft made by new_draft(), or base=")
-        return draft.number
+        if draft is None and strict:
+            raise InvalidInputError(
+                "there is no base that could be latest", hint="a draft made by new_draft(), or base='vN'"
+            )
+        return None if draft is None else draft.number
+    if not isinstance(base, str):
+        raise InvalidInputError(f"base={base!r} is not a version", hint="vN")
     reference = parse_reference(base if ":" in base or "/" in base else f"{name}:{base}")
     if reference.number is None or reference.collection != name:
         raise InvalidInputError(f"base={base!r} is not a version of {name.short}", hint="vN")

@@ -86,7 +86,7 @@ def open_local(source: LocalFile) -> BinaryIO:
         raise InvalidInputError(f"{source.path!r} is not a regular file any more")
     if Signature.of(info) != source.signature:
         os.close(fd)
-        raise InvalidInputError(f"{source.path!r} changed after it was added", hint="add it again")
+        raise InvalidInputError(f"{source.path!r} changed after it was added", hint="add it again, with overwrite=True")
     return os.fdopen(fd, "rb", buffering=0)
 
 
@@ -187,15 +187,20 @@ class Scan:
         self.globs = globs
         self.allow_outside = allow_outside
         self.links: list[str] = []
+        self.pending: list[tuple[str, str, tuple[str, ...]]] = []
+        """directories to read: path, path inside the tree, real paths of the links that led there"""
 
     def run(self, *, keep_empty_dirs: bool) -> list[tuple[str, Source]]:
         """Everything found, by relative path. Raises `InvalidInputError` for what cannot be stored."""
         found: list[tuple[str, Source]] = []
-        self._directory(self.root, "", (self.real,), found, keep_empty=keep_empty_dirs)
+        self.pending = [(self.root, "", (self.real,))]
+        while self.pending:
+            self._directory(*self.pending.pop(), found, keep_empty=keep_empty_dirs)
         if self.links:
-            shown = ", ".join(self.links[:SHOWN]) + (" …" if len(self.links) > SHOWN else "")
+            links = sorted(self.links)
+            shown = ", ".join(links[:SHOWN]) + (" …" if len(links) > SHOWN else "")
             raise InvalidInputError(
-                f"{len(self.links)} symbolic links in {self.root!r}: {shown}",
+                f"{len(links)} symbolic links in {self.root!r}: {shown}",
                 hint="symlinks='skip', 'follow' or 'store'",
             )
         return found
@@ -219,9 +224,9 @@ class Scan:
             except OSError as error:
                 raise InvalidInputError(f"cannot read {item.path!r}: {error.strerror}") from None
             if stat.S_ISLNK(info.st_mode):
-                self._link(item.path, inner, trail, found, keep_empty=keep_empty)
+                self._link(item.path, inner, trail, found)
             elif stat.S_ISDIR(info.st_mode):
-                self._directory(item.path, inner, trail, found, keep_empty=keep_empty)
+                self.pending.append((item.path, inner, trail))
             elif self.globs.included(inner):
                 self._file(item.path, inner, info, found)
 
@@ -229,9 +234,7 @@ class Scan:
         check_regular(path, info)
         found.append((relative, LocalFile(path, Signature.of(info), stat.S_IMODE(info.st_mode))))
 
-    def _link(
-        self, path: str, relative: str, trail: tuple[str, ...], found: list[tuple[str, Source]], *, keep_empty: bool
-    ) -> None:
+    def _link(self, path: str, relative: str, trail: tuple[str, ...], found: list[tuple[str, Source]]) -> None:
         if self.symlinks == "skip" or not self.globs.included(relative):
             return
         if self.symlinks == "error":
@@ -255,6 +258,6 @@ class Scan:
         if stat.S_ISDIR(info.st_mode):
             if real in trail:
                 raise InvalidInputError(f"link {path!r} leads back to a directory above it")
-            self._directory(path, relative, (*trail, real), found, keep_empty=keep_empty)
+            self.pending.append((path, relative, (*trail, real)))
         else:
             self._file(path, relative, info, found)

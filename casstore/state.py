@@ -351,8 +351,8 @@ class _Transition:
         )
 
     def _add_node(self, record: AddNode) -> None:
-        row = self.tables.get(CHUNK, record.digest)
-        if row is None or kind_of_row(row) is not ChunkKind.NODE:
+        # In a pack of either kind: a file may have been stored before that has the very bytes of this node.
+        if self.tables.get(CHUNK, record.digest) is None:
             raise _Void(f"node {record.digest.hex()} is not stored")
         if self.tables.get(NODE, record.digest) is not None:
             return
@@ -388,6 +388,7 @@ class _Transition:
         self.tables.put(CHUNK, digest, with_refcount(row, count))
 
     def _drop(self, record: Drop) -> None:
+        lost: dict[bytes, tuple[int, int]] = {}
         for digest in record.digests:
             row = self.tables.get(CHUNK, digest)
             if row is None or refcount(row):
@@ -399,10 +400,11 @@ class _Transition:
                 self.tables.delete(NODE, digest)
             self.tables.delete(CHUNK, digest)
             self.tables.delete(ZERO, digest)
-            pack = self._pack(pack_of_row(row))
-            self._put_pack(
-                pack_of_row(row), replace(pack, placed=pack.placed - 1, placed_raw=pack.placed_raw - length_of_row(row))
-            )
+            count, raw = lost.get(pack_of_row(row), (0, 0))
+            lost[pack_of_row(row)] = (count + 1, raw + length_of_row(row))
+        for name, (count, raw) in lost.items():
+            pack = self._pack(name)
+            self._put_pack(name, replace(pack, placed=pack.placed - count, placed_raw=pack.placed_raw - raw))
 
     def _retire(self, record: Retire) -> None:
         pack = self._pack(record.pack)
@@ -421,12 +423,13 @@ class _Transition:
             moved += 1
         if moved != pack.placed:
             raise _Void(f"pack {record.pack.hex()} holds {pack.placed} digests, not {moved}")
+        moved_bytes = 0
         for name, (count, raw) in gained.items():
             target_pack = self._pack(name)
-            self._put_pack(
-                name, replace(target_pack, placed=target_pack.placed + count, placed_raw=target_pack.placed_raw + raw)
-            )
-        moved_raw = sum(raw for _, raw in gained.values())
+            grown = replace(target_pack, placed=target_pack.placed + count, placed_raw=target_pack.placed_raw + raw)
+            # Shares of the new pack's size by what is placed in it, so that those of all its sources add up to it.
+            moved_bytes += _share(grown) - _share(target_pack)
+            self._put_pack(name, grown)
         self._put_pack(
             record.pack,
             replace(
@@ -436,16 +439,9 @@ class _Transition:
                 placed_raw=0,
                 since=self.segment.claimed,
                 seq=self.segment.seq,
-                moved=self._moved_bytes(gained, moved_raw),
+                moved=moved_bytes,
             ),
         )
-
-    def _moved_bytes(self, gained: dict[bytes, tuple[int, int]], moved_raw: int) -> int:
-        total = 0
-        for name, (_, raw) in gained.items():
-            target = self._pack(name)
-            total += target.size * raw // target.raw if target.raw else 0
-        return total if moved_raw else 0
 
     def _condemn(self, record: Condemn) -> None:
         if self.tables.get(PACK, record.pack) is not None:
@@ -658,6 +654,11 @@ class _Transition:
     def _set_policy(self, record: SetPolicy) -> None:
         for key, value in json.loads(record.values).items():
             self.tables.put(POLICY, key.encode(), json.dumps(value).encode())
+
+
+def _share(pack: PackRow) -> int:
+    """Stored bytes of a pack that fall to what is placed in it."""
+    return pack.size * pack.placed_raw // pack.raw if pack.raw else 0
 
 
 def version_key(collection: int, number: int) -> bytes:

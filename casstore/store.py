@@ -45,7 +45,8 @@ class Store:
     def __init__(
         self, url: str, *, read_only: bool, runtime: Runtime, settings: Settings, ops: OsOps | None, engine: Engine
     ) -> None:
-        self._url = url
+        # As absolute as it was when it was opened: a copy may be opened from another working directory.
+        self._url = url if "://" in url else os.path.abspath(url)
         self._read_only = read_only
         self._runtime = runtime
         self._settings = settings
@@ -176,7 +177,7 @@ class Store:
         engine = self._engine
         self._release_abandoned()
         draft, home = draft_base(artifact)
-        name = CollectionName.parse(artifact.name, project or home)
+        name = CollectionName.parse(artifact.name, home if project is None else project)
         foreign = foreign_path(artifact, engine.config.store_id)
         if foreign is not None:
             raise InvalidInputError(
@@ -297,7 +298,7 @@ class Store:
         enabled = environment_flag("GC_ENABLED")
         if not dry_run and not (rules.gc_enabled if enabled is None else enabled):
             raise GCDisabledError("collection is switched off for this store", hint="store.set_policy(gc_enabled=True)")
-        if max_waste is not None and not 0 <= max_waste <= 1:
+        if not (max_waste is None or (isinstance(max_waste, int | float) and 0 <= max_waste <= 1)):
             raise InvalidInputError(f"max_waste={max_waste!r} is not between 0 and 1")
         wait = 0.0 if offline and grace is None else policy.seconds(grace, "grace", rules.grace.total_seconds())
         orphans = 0.0 if offline else policy.seconds(orphan_age, "orphan_age", 48 * 3600.0)
@@ -358,4 +359,8 @@ def _label(name: CollectionName, number: int | None) -> str:
 
 def _world(runtime: Runtime | None, clock: Callable[[], datetime] | None) -> Runtime:
     world = runtime or Runtime()
-    return world if clock is None else replace(world, clock=clock)
+    if clock is None:
+        return world
+    world = replace(world, clock=clock)
+    world.now()  # says now that a clock is naive, not at the first commit
+    return world

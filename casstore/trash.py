@@ -51,15 +51,6 @@ class TrashItem:
         }
 
 
-@dataclass(frozen=True, slots=True)
-class Restored:
-    """What a restore gave back."""
-
-    version: Version
-    aliases_not_restored: tuple[str, ...]
-    """they belong to another version by now"""
-
-
 class Trash:
     """The trash of one store."""
 
@@ -101,8 +92,10 @@ class Trash:
         with self._engine.view.read() as tables:
             return tables.count(TRASHED)
 
-    def restore(self, ref: str) -> Restored:
+    def restore(self, ref: str) -> Version:
         """Bring a version back: same number, metadata and tags; aliases that are still free come back.
+
+        Those that belong to another version by now are in ``.aliases_not_restored`` of what is returned.
 
         Its tree is walked first; `IntegrityError` if something is missing, and it stays in the trash.
         Raises `VersionNotFoundError` if it is not in the trash.
@@ -110,7 +103,7 @@ class Trash:
         found = self._lookup(ref)
         self._check_whole(found)
         lost = catalogue.restore(self._engine, found, self._engine.runtime.actor)
-        return Restored(Version(self._engine, catalogue.lookup(self._engine, found.label)), lost)
+        return Version(self._engine, catalogue.lookup(self._engine, found.label), aliases_not_restored=lost)
 
     def _check_whole(self, found: Found) -> None:
         """Every node and chunk below the root has a place."""
@@ -138,10 +131,13 @@ class Trash:
         catalogue.purge(self._engine, found, self._engine.runtime.actor)
         return found.label
 
-    def empty(self, older_than: timedelta | None = None) -> builtins.list[str]:
+    def empty(self, older_than: timedelta | None = None, *, dry_run: bool = False) -> builtins.list[str]:
         """Purge everything in the trash, or what has been there for some time; returns the references."""
+        if older_than is not None and not isinstance(older_than, timedelta):
+            raise InvalidInputError(f"older_than={older_than!r} is not a timedelta")
         limit = None if older_than is None else self._engine.runtime.clock() - older_than
-        return [self.purge(item.ref) for item in self.list() if limit is None or item.trashed_at <= limit]
+        due = [item.ref for item in self.list() if limit is None or item.trashed_at <= limit]
+        return due if dry_run else [self.purge(ref) for ref in due]
 
     def _lookup(self, ref: str) -> Found:
         reference = parse_reference(ref)

@@ -73,10 +73,12 @@ class _Level:
         self.items.append(item)
         length = len(item.encoded)
         self.bytes += length
+        if self.level and len(self.items) < 2:
+            return  # a node above the leaves has two children at least, however long their keys: else no end of levels
         average = self.builder.average
         if self.bytes >= average * 4:
             self.emit()
-        elif self.bytes >= average // 4 and (self.level == 0 or len(self.items) > 1):
+        elif self.bytes >= average // 4:
             # Chance in proportion to the item's size, so that nodes have the same size whatever their items.
             # The level seasons the hash: else a key that ends a leaf would end every node above it too.
             chance = (length << 32) // (average - average // 4)

@@ -15,17 +15,20 @@ from casstore.artifact import Artifact, draft_of
 from casstore.catalogue import Found
 from casstore.checkout import DownloadReport
 from casstore.config import from_micros
-from casstore.digest import Digest
+from casstore.digest import Digest, seal
 from casstore.engine import Engine
-from casstore.errors import EntryNotFoundError, InvalidInputError
+from casstore.errors import EntryNotFoundError, InvalidInputError, RefusedError
 from casstore.gc.plan import footprint_of, garbage
 from casstore.model import Entry, Pin, Progress, VersionState, no_progress
 from casstore.names import (
+    LATEST,
     canonical_metadata,
     check_alias,
     check_aliases,
     check_description,
+    check_path,
     check_tags,
+    is_text,
 )
 from casstore.state import Tables, aliases_of, head_of
 from casstore.view import version_at
@@ -61,6 +64,7 @@ class Version:
         created: bool = False,
         latest_before: str | None = None,
         ignored: Sequence[str] = (),
+        aliases_not_restored: Sequence[str] = (),
         new_bytes: int = 0,
         stored_bytes: int = 0,
     ) -> None:
@@ -69,6 +73,7 @@ class Version:
         self._created = created
         self._latest_before = latest_before
         self._ignored = tuple(ignored)
+        self._aliases_not_restored = tuple(aliases_not_restored)
         self._new_bytes = new_bytes
         self._stored_bytes = stored_bytes
 
@@ -88,8 +93,9 @@ class Version:
 
     @property
     def id(self) -> str:
-        """Unique in this store, for ever."""
-        return f"{self._engine.config.store_id}-{self._found.collection.id}-{self.number}"
+        """A ULID: unique for ever, in the order of creation."""
+        store, collection = self._engine.config.store_id, self._found.collection.id
+        return ulid(self._found.version.created // 1000, seal(f"{store}/{collection}/{self.number}".encode()))
 
     @property
     def entity(self) -> str:
@@ -130,6 +136,36 @@ class Version:
     def number(self) -> int:
         """N; assigned once, never reused."""
         return self._found.version.number
+
+    @property
+    def source_entity(self) -> str:
+        """`entity` of the version this one is a link to; its own while there are no links."""
+        return self.entity
+
+    @property
+    def source_project(self) -> str:
+        """`project`, as `source_entity`."""
+        return self.project
+
+    @property
+    def source_collection(self) -> str:
+        """`collection`, as `source_entity`."""
+        return self.collection
+
+    @property
+    def source_name(self) -> str:
+        """`name`, as `source_entity`."""
+        return self.name
+
+    @property
+    def source_qualified_name(self) -> str:
+        """`qualified_name`, as `source_entity`."""
+        return self.qualified_name
+
+    @property
+    def source_version(self) -> str:
+        """`version`, as `source_entity`."""
+        return self.version
 
     @property
     def type(self) -> str:
@@ -192,6 +228,11 @@ class Version:
         return self._ignored
 
     @property
+    def aliases_not_restored(self) -> tuple[str, ...]:
+        """Aliases it had before it was trashed that the restore could not give back."""
+        return self._aliases_not_restored
+
+    @property
     def new_bytes(self) -> int:
         """Plaintext bytes that the call that made it had to store; 0 for one that was looked up."""
         return self._new_bytes
@@ -241,7 +282,12 @@ class Version:
         catalogue.set_alias(self._engine, self._found, check_alias(alias), if_on=if_on, actor=actor)
 
     def remove_alias(self, alias: str, missing_ok: bool = False) -> None:  # noqa: FBT001, FBT002
-        """Take an alias off this version. Raises `NotFoundError` if it is not on it, unless ``missing_ok``."""
+        """Take an alias off this version. Raises `NotFoundError` if it is not on it, unless ``missing_ok``.
+
+        Raises `RefusedError` for ``latest``, which the store keeps on a version.
+        """
+        if alias == LATEST:
+            raise RefusedError("latest is kept by the store", hint="log, or set latest on another version")
         actor = self._engine.runtime.actor
         catalogue.drop_alias(self._engine, self._found, check_alias(alias), missing_ok=missing_ok, actor=actor)
 
@@ -284,6 +330,7 @@ class Version:
     def to_dict(self) -> dict[str, object]:
         """The version as JSON values (docs/cli.md, schema ``version``)."""
         return {
+            "schema": "version/1",
             "ref": self.ref,
             "id": self.id,
             "entity": self.entity,
@@ -326,13 +373,22 @@ class Version:
     ) -> Iterator[Entry]:
         """Entries in byte order of their paths, lazily.
 
-        ``prefix``: a path or directory, by whole segments. ``names``: only these paths. ``start``: the path of
-        the last entry seen; listing goes on after it. ``page_size``: stop after so many.
+        ``prefix``: a path or directory, by whole segments. ``names``: only these paths, as far as they are
+        there. ``start``: the path of the last entry seen; listing goes on after it. ``page_size``: stop after so
+        many. Raises `InvalidInputError`, also for a cursor that is no path.
         """
-        if page_size is not None and (isinstance(page_size, bool) or page_size < 1):
+        if page_size is not None and (isinstance(page_size, bool) or not isinstance(page_size, int) or page_size < 1):
             raise InvalidInputError(f"page_size={page_size!r} must be at least 1")
-        if start is not None and not isinstance(start, str):
-            raise InvalidInputError(f"start={start!r} is not a cursor")
+        if prefix is not None and not isinstance(prefix, str):
+            raise InvalidInputError(f"prefix={prefix!r} is not a path")
+        if names is not None:
+            names = names if isinstance(names, str) else tuple(names)
+            if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+                raise InvalidInputError(f"names={names!r:.200} is not a list of paths")
+        if start:
+            check_path(start)
+        elif start is not None and start != "":
+            raise InvalidInputError(f"start={start!r} is not a cursor", hint="the path of the last entry seen")
         self._check_readable()
         return self._files(prefix, names, page_size, start)
 
@@ -341,7 +397,7 @@ class Version:
     ) -> Iterator[Entry]:
         listing: Iterator[Entry]
         if names is not None:
-            wanted = sorted(set(names), key=str.encode)
+            wanted = sorted({name for name in names if is_text(name)}, key=str.encode)
             listing = (e for n in wanted if (e := contents.find_entry(self._engine, self._found, n)) is not None)
         elif prefix:
             listing = contents.below(self._engine, self._found, prefix)
@@ -450,6 +506,14 @@ class Version:
             f"{self.entity}/{self.project}",
         )
 
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """What may be surprising elsewhere: paths that only differ in case or Unicode form. Reads the whole listing."""
+        return tuple(
+            f"{' and '.join(map(repr, paths))} are one path on some file systems"
+            for paths in checkout.twins(entry.path for entry in self.files())
+        )
+
     def delete(
         self,
         delete_aliases: bool = False,  # noqa: FBT001, FBT002
@@ -459,6 +523,7 @@ class Version:
 
         ``delete_aliases`` takes them off; a restore gives them back. Deleting again changes nothing.
         """
+        check_description(reason)
         engine = self._engine
         days = engine.view.policy().get("trash_days", 30)
         moved = catalogue.move_to_trash(
@@ -490,6 +555,15 @@ class Version:
     def stored_size(self) -> int:
         """Stored bytes this version needs, shared or not."""
         return footprint(self._engine, self._found)[1]
+
+
+_BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+
+
+def ulid(millis: int, entropy: bytes) -> str:
+    """48 bits of time and 80 of something else, as 26 digits whose order is that of time."""
+    value = (millis & (1 << 48) - 1) << 80 | int.from_bytes(entropy[:10], "big")
+    return "".join(_BASE32[value >> shift & 31] for shift in range(125, -1, -5))
 
 
 def footprint(engine: Engine, found: Found) -> tuple[int, int]:
@@ -525,12 +599,16 @@ class _Reader:
         self._engine = engine
         self._found = found
 
+    @property
+    def store(self) -> str:
+        return self._engine.config.store_id
+
     def read(self, entry: Entry, offset: int, length: int | None) -> bytes:
         with contents.naming(self._found, entry.path):
             return contents.read_range(self._engine, entry, offset, length)
 
     def open(self, entry: Entry) -> BinaryIO:
-        return contents.StoredFile(self._engine, self._found, entry)
+        return contents.open_entry(self._engine, self._found, entry)
 
     def download(self, entry: Entry, root: str | None) -> str:
         target = os.path.join("artifacts", f"{self._found.name.name}:v{self._found.version.number}")
@@ -552,6 +630,10 @@ class _DraftBase:
     @property
     def name(self) -> str:
         return self._found.label
+
+    @property
+    def store(self) -> str:
+        return self._engine.config.store_id
 
     @property
     def number(self) -> int:

@@ -80,6 +80,8 @@ class View:
         self._discard = discard
         self._log = log
         self._effect = effect
+        self.folded = False
+        """whether this handle has changed the storage"""
 
     # --- keeping up
 
@@ -133,6 +135,7 @@ class View:
                 if segment.seq == head_of(tables).seq + 1:
                     apply(tables, segment, chain)
 
+        self.folded = True
         self._storage.update(body)
         self._effect("index-commit")
 

@@ -7,11 +7,13 @@ commit, on the very state the commit is appended to; claims that a collector bro
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from casstore.chunks import ChunkWriter
 from casstore.digest import Buffer
 from casstore.engine import Committed, Engine
-from casstore.errors import StoreBusyError
+from casstore.errors import CasstoreError, ConflictError, StoreBusyError
+from casstore.format.layout import pack_key
 from casstore.format.packs import VersionNote
 from casstore.model import AddNode, AddPack, ChunkKind, Record
 from casstore.state import CHUNK, NODE, PACK, Tables, head_of
@@ -54,7 +56,14 @@ class Writer:
         self._own: set[bytes] = set()
         self._claims: set[bytes] = set()
         self._packs: list[AddPack] = []
+        self._exposed = False
+        """a segment that names the packs may be in the log"""
+        self._refused = False
+        """the last look at the head found that nothing may be committed"""
         self._nodes: dict[bytes, AddNode] = {}
+        """children before parents"""
+        self._ordered: set[bytes] = set()
+        """nodes that stand where they belong; the others are of a tree that is being built again"""
         self.new_bytes = 0
         """plaintext bytes of the chunks this session stored"""
 
@@ -84,8 +93,11 @@ class Writer:
         if digest in self._claims:
             return digest
         if digest in self._nodes:
-            # Built again after broken claims: its record moves behind those of its children.
-            self._nodes[digest] = self._nodes.pop(digest)
+            # Built again after broken claims: its record moves behind those of its children. But not when it is
+            # there twice in one tree: its parents may stand behind it already.
+            if digest not in self._ordered:
+                self._ordered.add(digest)
+                self._nodes[digest] = self._nodes.pop(digest)
             return digest
         with self.engine.view.read() as tables:
             known = tables.get(NODE, digest) is not None
@@ -95,6 +107,7 @@ class Writer:
             # Children that this session did not store are claims too: reused subtrees of a draft's base.
             self._claims.update(child for child in children if child not in self._own and child not in self._nodes)
         self._nodes[digest] = AddNode(digest, children)
+        self._ordered.add(digest)
         if digest not in self._own:
             self._own.add(digest)
             self.new_bytes += len(data)
@@ -106,9 +119,15 @@ class Writer:
         return digest in self._own
 
     def claim(self, digest: bytes) -> None:
-        """Rely on a digest that is in the store."""
-        if digest not in self._own:
-            self._claims.add(digest)
+        """Rely on a digest that is in the store. Raises `ConflictError` if it is not there any more."""
+        if digest in self._own or digest in self._claims:
+            return
+        if not self.engine.view.known((digest,))[0]:
+            raise ConflictError(
+                f"{digest.hex()}, which the draft took from another version, was collected meanwhile",
+                hint="make the draft again",
+            )
+        self._claims.add(digest)
 
     def commit(
         self,
@@ -126,15 +145,21 @@ class Writer:
             self._packs += self._writers[ChunkKind.DATA].finish()
             self._packs += self._writers[ChunkKind.NODE].finish(notes())
             try:
+                self._exposed = True
                 return self.engine.commit(lambda tables: self._records(tables, records), packs_since=self.base)
             except _Broken as broken:
+                self._exposed = False
                 self._forget(broken)
                 restore(broken.claims)
+            except BaseException:
+                self._exposed = not self._refused
+                raise
         raise StoreBusyError(
             f"the collector removed what this commit relied on {ROUNDS} times in a row", hint="try again"
         )
 
     def _records(self, tables: Tables, more: Callable[[Tables], Sequence[Record] | None]) -> Sequence[Record]:
+        self._refused = True  # until it is known that there is something to commit
         extra = more(tables)
         if extra is None:
             return ()
@@ -142,6 +167,7 @@ class Writer:
         broken = self._broken_claims(tables)
         if broken or condemned:
             raise _Broken(broken, condemned)
+        self._refused = False
         return (*self._packs, *self._nodes.values(), *extra)
 
     def _broken_claims(self, tables: Tables) -> set[bytes]:
@@ -160,11 +186,20 @@ class Writer:
                 self._own -= lost
                 broken.claims |= lost
         self._packs = [pack for pack in self._packs if pack.pack not in broken.packs]
+        self._ordered.clear()
         # Nodes are built again from the entries; those that are still stored are found again.
         for digest in broken.claims:
             self._nodes.pop(digest, None)
 
     def abandon(self) -> None:
-        """Give up: wait for work in flight. Published packs are orphans, which the collector sweeps."""
+        """Give up: wait for work in flight, and take back what was published.
+
+        Unless a segment that names the packs may be in the log: then they are left to the collector, which
+        sweeps them if they turn out to be orphans.
+        """
         for writer in self._writers.values():
-            writer.abandon()
+            self._packs += writer.abandon()
+        if not self._exposed:
+            for pack in self._packs:
+                with suppress(CasstoreError):
+                    self.engine.backend.delete(pack_key(pack.pack))

@@ -184,10 +184,10 @@ def trash_restore(session: Session, /, *, refs: tuple[str, ...]) -> None:
             for ref in refs:
                 restored = store.trash.restore(ref)
                 lost = list(restored.aliases_not_restored)
-                aliases = list(restored.version.aliases)
-                rows.append({"ref": restored.version.ref, "aliases": aliases, "aliases_not_restored": lost})
+                aliases = list(restored.aliases)
+                rows.append({"ref": restored.ref, "aliases": aliases, "aliases_not_restored": lost})
                 if lost:
-                    session.note(f"{restored.version.ref}: {', '.join(lost)} belong to another version by now")
+                    session.note(f"{restored.ref}: {', '.join(lost)} belong to another version by now")
         finally:
             if rows:
                 session.data("trash-restore", {"restored": rows}, lambda: [str(row["ref"]) for row in rows])

@@ -6,9 +6,9 @@ from dataclasses import asdict
 
 import msgspec
 
-from casstore.config import ChunkerParams, StoreConfig
-from casstore.digest import ALGORITHMS, seal
-from casstore.errors import CasstoreError, FormatError, IntegrityError, UnsupportedFormatError
+from casstore.config import GIB, MIB, ChunkerParams, StoreConfig
+from casstore.digest import ALGORITHMS, hash_function, seal
+from casstore.errors import CasstoreError, FormatError, IntegrityError, InvalidInputError, UnsupportedFormatError
 
 FORMAT_VERSION = 1
 FORMAT_KEY = "format"
@@ -49,6 +49,13 @@ def pack_of(key: str) -> bytes | None:
     return pack if len(pack) == 16 and key == pack_key(pack) else None
 
 
+class _Mark(msgspec.Struct):
+    """What every version of the ``format`` object has."""
+
+    magic: str
+    version: int
+
+
 class _Format(msgspec.Struct, forbid_unknown_fields=False):
     magic: str
     version: int
@@ -61,11 +68,28 @@ def _seal(magic: str, version: int, features: list[str], config: dict[str, objec
     return seal(msgspec.json.encode([magic, version, features, config], order="deterministic")).hex()
 
 
+def _newer(found: str) -> UnsupportedFormatError:
+    return UnsupportedFormatError(
+        f"this store has format {found}, this casstore knows format {FORMAT_VERSION}", hint="upgrade casstore"
+    )
+
+
 def encode_store(config: StoreConfig) -> bytes:
     """The ``format`` object: JSON a person can read, sealed with a BLAKE3 of its content."""
     values = asdict(config)
     document = _Format("casstore", FORMAT_VERSION, [], values, _seal("casstore", FORMAT_VERSION, [], values))
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
+
+
+def check_config(config: StoreConfig) -> None:
+    """Raise `InvalidInputError` for a configuration that no store can have."""
+    hash_function(config.digest)
+    if config.chunker.algorithm not in CHUNKERS:
+        raise InvalidInputError(f"unknown chunker {config.chunker.algorithm!r}", hint=f"one of {', '.join(CHUNKERS)}")
+    for name, least, most in (("frame_bytes", 1, GIB), ("pack_bytes", 1, 1024 * GIB), ("node_bytes", 64, 16 * MIB)):
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+            raise InvalidInputError(f"{name}={value!r} is not a whole number from {least} to {most}")
 
 
 def decode_store(data: bytes) -> StoreConfig:
@@ -75,22 +99,22 @@ def decode_store(data: bytes) -> StoreConfig:
     `IntegrityError` when it is damaged.
     """
     try:
+        mark = msgspec.json.decode(data, type=_Mark)
+        # A newer version may have any other fields.
+        if mark.magic == "casstore" and mark.version > FORMAT_VERSION:
+            raise _newer(f"{mark.version}")
         document = msgspec.json.decode(data, type=_Format)
-    except (msgspec.MsgspecError, UnicodeDecodeError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         raise FormatError("the store's `format` object is not readable", hint="is this a casstore store?") from None
     if document.magic != "casstore":
         raise FormatError("this is not a casstore store")
-    if document.version > FORMAT_VERSION or document.features:
-        raise UnsupportedFormatError(
-            f"this store has format {document.version} {document.features or ''}, "
-            f"this casstore knows format {FORMAT_VERSION}",
-            hint="upgrade casstore",
-        )
+    if document.features:
+        raise _newer(f"{document.version} with {', '.join(document.features)}")
     if document.seal != _seal(document.magic, document.version, document.features, document.config):
         raise IntegrityError("the store's `format` object is damaged")
     try:
         config = msgspec.convert(document.config, StoreConfig)
-    except (msgspec.ValidationError, CasstoreError) as error:
+    except (msgspec.ValidationError, OverflowError, CasstoreError) as error:
         raise FormatError(f"the store's `format` object is not valid: {error}") from None
     if config.digest not in ALGORITHMS or config.chunker.algorithm not in CHUNKERS:
         raise UnsupportedFormatError(
@@ -106,6 +130,7 @@ __all__ = [
     "LOG_PREFIX",
     "PACK_PREFIX",
     "ChunkerParams",
+    "check_config",
     "decode_store",
     "encode_store",
     "floor_key",

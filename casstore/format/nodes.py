@@ -104,17 +104,17 @@ def decode_node(data: bytes, what: str) -> Node:
     """Read a node. Raises `FormatError`."""
     try:
         kind, level, _ = msgspec.msgpack.decode(data, type=_Shape)
+        if kind not in {DIRECTORY, CHUNK_LIST} or level < 0:
+            raise FormatError(f"{what} has kind {kind!r} and level {level}")
         if level > 0:
             shapes = msgspec.msgpack.decode(data, type=tuple[str, int, list[tuple[bytes, str, int, int]]])
             return Node(kind, level, children=tuple(Child(*shape) for shape in shapes[2]))
         if kind == CHUNK_LIST:
             pairs = msgspec.msgpack.decode(data, type=tuple[str, int, list[tuple[bytes, int]]])
             return Node(kind, level, chunks=tuple(pairs[2]))
-        if kind != DIRECTORY:
-            raise FormatError(f"{what} has kind {kind!r}")
         entries = msgspec.msgpack.decode(data, type=tuple[str, int, list[_EntryShape]])
         return Node(kind, level, entries=tuple(_entry(shape) for shape in entries[2]))
-    except (msgspec.MsgspecError, KeyError):
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError):
         raise FormatError(f"{what} is not a node") from None
 
 

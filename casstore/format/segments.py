@@ -16,6 +16,7 @@ import msgspec
 from casstore.digest import seal
 from casstore.errors import FormatError, UnsupportedFormatError
 from casstore.format.guard import guard, is_sound, unguard
+from casstore.format.packs import is_consistent
 from casstore.model import (
     AddNode,
     AddPack,
@@ -129,7 +130,7 @@ def decode_body(body: bytes, what: str) -> tuple[Transaction, ...]:
     try:
         shape = msgspec.msgpack.decode(body, type=list[tuple[bytes, list[list[Any]]]])
         return tuple(_decode_transaction(txid, records) for txid, records in shape)
-    except (msgspec.MsgspecError, ValueError, TypeError, IndexError, KeyError) as error:
+    except (msgspec.MsgspecError, ValueError, TypeError, IndexError, KeyError, RecursionError) as error:
         if isinstance(error, UnsupportedFormatError):
             raise
         raise FormatError(f"{what} is not valid: {error}") from None
@@ -158,32 +159,45 @@ def _decode_transaction(txid: bytes, shapes: list[list[Any]]) -> Transaction:
 _PENDING = Unpin(b"")
 
 
+_AddPackShape = tuple[int, bytes, int, int, list[tuple[int, int, int]], int, bytes, tuple[int, ...]]
+_AddNodeShape = tuple[int, int | bytes, tuple[int | bytes, ...]]
+_DropShape = tuple[int, tuple[bytes, ...]]
+_RetireShape = tuple[int, bytes, tuple[int | bytes, ...]]
+
+_NATIVE = (bytes,)
+"""for msgspec.convert: otherwise it takes text for bytes in base64"""
+
+
 def _decode_add_pack(shape: list[Any]) -> AddPack:
-    _, pack, size, kind, frames, width, joined, lengths = shape
-    if width and len(joined) != width * len(lengths):
+    _, pack, size, kind, frames, width, joined, lengths = msgspec.convert(shape, _AddPackShape, builtin_types=_NATIVE)
+    if width < 0 or len(joined) != width * len(lengths):
         raise ValueError("digests and lengths differ")
     digests = tuple(joined[at : at + width] for at in range(0, len(joined), width)) if width else ()
-    infos = tuple(FrameInfo(*map(int, frame)) for frame in frames)
-    if sum(f.chunks for f in infos) != len(digests):
+    content = PackContent(ChunkKind(kind), tuple(FrameInfo(*frame) for frame in frames), digests, lengths)
+    if size < 0 or not is_consistent(content):
         raise ValueError("frames and chunks differ")
-    return AddPack(bytes(pack), int(size), PackContent(ChunkKind(kind), infos, digests, tuple(map(int, lengths))))
+    return AddPack(pack, size, content)
 
 
 def _decode_record(shape: list[Any], table: list[bytes]) -> Record:
     def digest(ref: Ref) -> bytes:
+        if isinstance(ref, int) and ref < 0:
+            raise ValueError("a reference to an added digest is negative")
         return table[ref] if isinstance(ref, int) else ref
 
     tag = shape[0]
     if tag == _ADD_NODE:
-        return AddNode(digest(shape[1]), tuple(digest(ref) for ref in shape[2]))
+        _, node, children = msgspec.convert(shape, _AddNodeShape, builtin_types=_NATIVE)
+        return AddNode(digest(node), tuple(digest(ref) for ref in children))
     if tag == _DROP:
-        return Drop(tuple(shape[1]))
+        return Drop(msgspec.convert(shape, _DropShape, builtin_types=_NATIVE)[1])
     if tag == _RETIRE:
-        return Retire(shape[1], tuple(digest(ref) for ref in shape[2]))
+        _, pack, moved = msgspec.convert(shape, _RetireShape, builtin_types=_NATIVE)
+        return Retire(pack, tuple(digest(ref) for ref in moved))
     cls = _PLAIN.get(tag)
     if cls is None:
         raise UnsupportedFormatError(f"the log holds a record of kind {tag}", hint="upgrade casstore")
-    return msgspec.convert(dict(zip(_FIELDS[cls], shape[1:], strict=False)), cls)
+    return msgspec.convert(dict(zip(_FIELDS[cls], shape[1:], strict=False)), cls, builtin_types=_NATIVE)
 
 
 def encode_segment(segment: Segment, codec: int, body_length: int, body: bytes) -> tuple[bytes, bytes]:
@@ -214,7 +228,7 @@ def decode_segment(data: bytes, what: str) -> RawSegment:
     payload, chain = unguard(SEGMENT_MAGIC, data, what)
     try:
         shape = msgspec.msgpack.decode(payload, type=_SegmentShape)
-    except msgspec.MsgspecError:
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
         # The first byte after the array header is the version: a newer one may have any other fields.
         if len(payload) > 1 and SEGMENT_VERSION < payload[1] < 0x80:
             raise UnsupportedFormatError(f"{what} has format {payload[1]}", hint="upgrade casstore") from None

@@ -15,9 +15,9 @@ from casstore.engine import Engine
 from casstore.errors import ChunkMissingError, IntegrityError, NotFoundError
 from casstore.format.layout import pack_key
 from casstore.format.nodes import Node, decode_node
-from casstore.format.rows import decode_row, kind_of_row, pack_of_row, refcount
-from casstore.model import ChunkKind, PackState, PinRow, Progress, VersionRow, VersionState, no_progress
-from casstore.state import CHUNK, PIN, VERSION, ZERO, Tables, head_of
+from casstore.format.rows import decode_row, pack_of_row, refcount
+from casstore.model import PackState, PinRow, Progress, VersionRow, VersionState, no_progress
+from casstore.state import CHUNK, NODE, PIN, VERSION, ZERO, Tables, head_of
 from casstore.view import pack_at
 
 BATCH = 256
@@ -54,11 +54,7 @@ def take_snapshot(tables: Tables) -> Snapshot:
             roots.append(version.root)
     for _, pin in tables.scan(PIN):
         roots.extend(decode_row(pin, PinRow).roots)
-    loose = [
-        key
-        for key, _ in tables.scan(ZERO)
-        if (row := tables.get(CHUNK, key)) is not None and kind_of_row(row) is ChunkKind.NODE
-    ]
+    loose = [key for key, _ in tables.scan(ZERO) if tables.get(NODE, key) is not None]
     weight = 0
     for digest, chunk in tables.scan(CHUNK):
         count = refcount(chunk)
@@ -185,8 +181,17 @@ def walk_nodes(
                 push(child.digest for child in node.children)
             else:
                 push(entry.tree for entry in node.entries if entry.tree is not None)
+                push(_twins(engine, node))
             yield digest, node
         progress("mark", len(seen), 0)
+
+
+def _twins(engine: Engine, node: Node) -> list[bytes]:
+    """Chunks of files that have the very bytes of a node that is indexed: what holds them holds its children too."""
+    chunks = [digest for digest, _ in node.chunks]
+    chunks += [digest for entry in node.entries for digest, _ in entry.chunks]
+    with engine.view.read() as tables:
+        return [digest for digest in chunks if tables.get(NODE, digest) is not None]
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from casstore.config import GIB, StoreConfig
-from casstore.format.rows import kind_of_row, length_of_row, pack_of_row, refcount, stored_share
+from casstore.format.rows import length_of_row, pack_of_row, refcount, stored_share
 from casstore.model import ChunkKind, PackRow, PackState
 from casstore.state import CHUNK, Tables
 from casstore.view import children_of, packs, unreferenced
@@ -107,12 +107,13 @@ def garbage(tables: Tables, released: Iterable[bytes] | None = None) -> Garbage:
         raw += length_of_row(row)
         stored += stored_share(row)
         by_pack.setdefault(pack_of_row(row), []).append(digest)
-        if kind_of_row(row) is ChunkKind.NODE:
-            nodes.append(digest)
-            for child in children_of(tables, digest) or ():
-                _release(tables, child, counts, queue)
-        else:
+        children = children_of(tables, digest)
+        if children is None:
             chunks.append(digest)
+            continue
+        nodes.append(digest)
+        for child in children:
+            _release(tables, child, counts, queue)
     return Garbage(tuple(nodes), tuple(chunks), raw, stored, by_pack)
 
 

@@ -68,6 +68,12 @@ class RecordingOps(OsOps):
         with self._lock:
             self.trace.append(Effect(ACK, name))
 
+    def arm(self, nth: int, error: int, *, after: bool = False, sticky: bool = False) -> None:
+        """Let the nth attempt from now on fail, as ``fail_at`` does; 0: no more failures."""
+        with self._lock:
+            self._fail_at = self.attempts + nth if nth else 0
+            self._error, self._after, self._sticky = error, after, sticky
+
     def _run(
         self,
         op: str,

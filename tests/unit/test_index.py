@@ -1,7 +1,10 @@
+"""Guards that an index gives whole transactions and, whatever happens to its files, the right content or none."""
+
 from __future__ import annotations
 
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,9 +20,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from casstore import index as index_module
 from casstore.errors import BackendError, InvalidInputError, LimitError, ReadOnlyError
-from casstore.index import IndexDamagedError, LmdbIndex, MemoryIndex, Tables
+from casstore.index import IndexDamagedError, LmdbIndex, MemoryIndex, Tables, environment, lmdb_index
 
 MIB = 1024 * 1024
 NAMES = ("a", "b")
@@ -71,7 +73,7 @@ def start(code: str, *arguments: object) -> subprocess.Popen[str]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
-        cwd=Path(index_module.__file__).parents[1],
+        cwd=Path(lmdb_index.__file__).parents[2],
     )
 
 
@@ -396,7 +398,7 @@ print("done", index._shared.generation.env.info()["map_size"])
 def test_growth_that_fails_is_a_backend_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     index = open_lmdb(tmp_path)
     put(index, b"k")
-    monkeypatch.setattr(index_module._RemapError, "__init__", lambda self, size: setattr(self, "size", 1 << 62))
+    monkeypatch.setattr(environment.RemapError, "__init__", lambda self, size: setattr(self, "size", 1 << 62))
     with pytest.raises(BackendError, match="cannot grow"):
         fill(index, 100, 100_000)
     monkeypatch.undo()
@@ -421,6 +423,7 @@ def test_fork(tmp_path: Path) -> None:
 
     with ThreadPoolExecutor(4) as pool:
         readers = [pool.submit(read) for _ in range(4)]
+        statuses = []
         for _ in range(5):
             child = os.fork()
             if child == 0:
@@ -432,8 +435,9 @@ def test_fork(tmp_path: Path) -> None:
                     index.close()
                 finally:
                     os._exit(status)
-            assert os.waitpid(child, 0)[1] == 0
+            statuses.append(os.waitpid(child, 0)[1])
         stop.set()
+        assert statuses == [0] * 5
         for reader in readers:
             reader.result()
     assert get(index, b"k") == b"child"
@@ -507,6 +511,23 @@ def test_killed_readers_give_their_slots_back(tmp_path: Path) -> None:
     index.close()
 
 
+def test_a_finished_read_keeps_no_slot(tmp_path: Path) -> None:
+    """A slot that outlives its read would be freed by a forked child, under the feet of its next owner."""
+    index = open_lmdb(tmp_path)
+    put(index, b"k")
+    put(index, b"l")
+    with index.read() as tables:
+        walk = tables.scan("a")
+        next(walk)
+    generation = index._use().acquire()
+    assert "no active readers" in generation.env.readers()
+    generation.leave()
+    assert tables is not None
+    with pytest.raises(RuntimeError):
+        next(walk)
+    index.close()
+
+
 def test_handles_of_a_process_share_one_environment(tmp_path: Path) -> None:
     one = open_lmdb(tmp_path)
     link = tmp_path / "link"
@@ -522,8 +543,8 @@ def test_handles_of_a_process_share_one_environment(tmp_path: Path) -> None:
     two.close()
     assert get(again, b"k") == b"v"
     again.close()
-    assert not index_module._registry
-    assert not index_module._live
+    assert not lmdb_index._registry
+    assert not environment.live
     last = open_lmdb(tmp_path)
     assert not last.fresh
     last.close()
@@ -557,6 +578,42 @@ def test_after_a_restart(tmp_path: Path, clean: bool, boot: str, survives: bool)
     index.close()
     index = open_lmdb(tmp_path, "boot-3")  # closed well, whatever was before
     assert get(index, b"k") == b"w"
+    index.close()
+
+
+@pytest.mark.parametrize("clean", [False, True])
+def test_a_copy_is_believed_only_if_closed_well(tmp_path: Path, clean: bool) -> None:
+    """Copied while processes write, data.mdb may be torn, and the boot marker comes with it."""
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    leave(source, clean=clean)
+    shutil.copytree(source, copy)
+    index = open_lmdb(copy)
+    assert index.fresh is not clean
+    assert get(index, b"k") == (b"v" if clean else None)
+    index.close()
+    index = open_lmdb(source)  # same boot, same file
+    assert not index.fresh
+    assert get(index, b"k") == b"v"
+    index.close()
+
+
+def test_a_copy_of_an_index_in_use_is_not_believed(tmp_path: Path) -> None:
+    source, copy = tmp_path / "source", tmp_path / "copy"
+    index = open_lmdb(source)
+    put(index, b"k")
+    subprocess.run(["cp", "-r", source, copy], check=True)  # not here: to open lock.mdb drops the locks of LMDB
+    other = open_lmdb(copy)
+    assert other.fresh
+    other.close()
+    index.close()
+
+
+def test_a_moved_index_is_believed(tmp_path: Path) -> None:
+    leave(tmp_path / "one", clean=False)
+    (tmp_path / "one").rename(tmp_path / "two")
+    index = open_lmdb(tmp_path / "two")
+    assert not index.fresh
+    assert get(index, b"k") == b"v"
     index.close()
 
 
@@ -661,7 +718,7 @@ def test_what_lmdb_builds_is_sound(tmp_path: Path) -> None:
                 tables.delete("a", b"%d" % chance.randrange(100))
 
         index.update(body)
-        assert index_module._sound(data_file(tmp_path).parent)
+        assert environment._sound(data_file(tmp_path).parent)
     index.close()
 
 
@@ -737,6 +794,27 @@ index.close()
     index.close()
 
 
+def test_an_interrupted_discard_is_noticed(tmp_path: Path) -> None:
+    index = open_lmdb(tmp_path)
+    put(index, b"k")
+    environment.publish(tmp_path / "lmdb-v1", 2)  # and killed before the old one was renamed away
+    assert get(index, b"k") is None
+    put(index, b"l")
+    assert [path.name for path in (tmp_path / "lmdb-v1").iterdir()] == ["2"]
+    index.close()
+
+
+def test_another_file_in_its_place_is_noticed(tmp_path: Path) -> None:
+    index = open_lmdb(tmp_path)
+    put(index, b"k")
+    copy = tmp_path / "copy"
+    copy.write_bytes(data_file(tmp_path).read_bytes())
+    put(index, b"l")
+    copy.rename(data_file(tmp_path))
+    assert get(index, b"l") is None
+    index.close()
+
+
 def test_discard_during_an_update_runs_the_body_again(tmp_path: Path) -> None:
     index = open_lmdb(tmp_path)
     put(index, b"old")
@@ -809,10 +887,10 @@ def test_no_right_to_write_is_a_backend_error(tmp_path: Path) -> None:
 
 
 def test_too_many_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(index_module, "MAX_READERS", 2)
+    monkeypatch.setattr(environment, "MAX_READERS", 2)
     index = open_lmdb(tmp_path)
     generation = index._use().acquire()
-    held: list[index_module._Transaction] = []
+    held: list[environment.Transaction] = []
     with pytest.raises(BackendError) as caught:
         while len(held) < 200:  # LMDB rounds up to a page of slots
             held.append(generation.begin(write=False))

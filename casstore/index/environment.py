@@ -1,0 +1,528 @@
+"""One generation of the index in LMDB: its files and markers, its environment, and the transactions in it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import importlib
+import os
+import re
+import shutil
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import lmdb
+
+from casstore.config import MIB, process_id
+from casstore.errors import BackendError, CasstoreError, InvalidInputError, ReadOnlyError
+from casstore.index.tables import IndexDamagedError, after, check_key
+
+MAX_READERS = 2048
+MAX_TABLES = 128
+VERIFY_BYTES = MIB
+"""up to this size the structure is checked at every opening (20 ms a MiB); above, once after each restart"""
+WAIT_SECONDS = 5.0
+
+DAMAGE = (
+    lmdb.InvalidError,
+    lmdb.VersionMismatchError,
+    lmdb.CorruptedError,
+    lmdb.PageNotFoundError,
+    lmdb.CursorFullError,
+    lmdb.PageFullError,
+    lmdb.IncompatibleError,
+    lmdb.BadTxnError,  # as the first error of a transaction: the root of a table makes no sense
+)
+# LMDB 0.9 keeps an overflow page that has become too long, which lmdb.verify (3.0.0) takes for damage.
+_BENIGN = re.compile(r"mp_pages (\d+) != OVPAGES\(\d+\)=(\d+)|overflow pages, record says|-- a leak|errors suppressed")
+
+
+class RemapError(Exception):
+    """The map must get another size (0: the one the file tells), then the transaction starts again."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__(size)
+        self.size = size
+
+
+class GoneError(Exception):
+    """The generation was replaced while it was being opened: look again."""
+
+
+def _engine() -> tuple[str, dict[str, Any]]:
+    """Directory and option of the engine: lmdb 3 has LMDB 0.9 and 1.0, which cannot read each other, lmdb 2 has 0.9."""
+    try:
+        lmdb.version(lib_version=0)
+    except TypeError:
+        return "lmdb-v1", {}
+    except lmdb.Error:
+        return "lmdb-v3", {}
+    return "lmdb-v1", {"lib_version": 0}
+
+
+ENGINE, _OPTIONS = _engine()
+
+live: set[Generation] = set()
+"""what this process has open"""
+
+
+def translated(error: lmdb.Error | OSError, generation: int | None = None) -> CasstoreError:
+    """The error of this library for one of LMDB or of the system: damage, or a failing backend."""
+    if isinstance(error, DAMAGE):
+        return IndexDamagedError(f"the index is damaged: {error}", generation=generation)
+    denied = getattr(error, "errno", None) in {errno.EACCES, errno.EPERM, errno.EROFS}
+    if denied or isinstance(error, lmdb.ReadonlyError):
+        return ReadOnlyError(f"index: {error}", hint="open the store with read_only=True, or check who may write there")
+    hint = ""
+    if isinstance(error, lmdb.ReadersFullError):
+        hint = f"more than {MAX_READERS} reads at once on this host; keep them short"
+    elif "already open" in str(error):
+        hint = "this process was forked inside an index transaction; fork outside, or spawn"
+    return BackendError(f"index: {error}", hint=hint)
+
+
+# --- files beside the environment
+
+
+def _fsync_directory(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _write_marker(directory: Path, name: str, text: str) -> None:
+    temporary = directory / f"{name}.{process_id()}.{threading.get_ident()}"
+    with temporary.open("w", encoding="ascii") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.rename(directory / name)
+    _fsync_directory(directory)
+
+
+def _read_marker(directory: Path, name: str) -> str:
+    try:
+        return (directory / name).read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return ""
+
+
+def _sound(path: Path) -> bool:
+    """Whether ``data.mdb`` is built as LMDB builds it (which LMDB does not look at). Nobody may be writing to it."""
+    try:
+        problems = importlib.import_module("lmdb.verify").verify(str(path))
+    except ModuleNotFoundError:  # lmdb 2
+        return True
+    except Exception:  # noqa: BLE001 - whatever the verifier stumbles over is not sound
+        return False
+    matches = [_BENIGN.search(problem) for problem in problems]
+    return all(match and (not match[1] or int(match[1]) > int(match[2])) for match in matches)
+
+
+def highest(root: Path) -> int:
+    """The number of the generation that counts; 0 if there is none."""
+    try:
+        return max((int(name) for name in os.listdir(root) if name.isdigit()), default=0)
+    except FileNotFoundError:
+        return 0
+    except OSError as error:
+        raise translated(error) from error
+
+
+def tidy(root: Path, number: int) -> None:
+    """Unlink what is older than a generation; who has it mapped keeps it until letting go."""
+    for name in os.listdir(root):
+        victim = root / name
+        if name.isdigit() and int(name) < number:
+            victim = root / f"dead-{name}-{process_id()}-{time.monotonic_ns()}"
+            with contextlib.suppress(OSError):
+                (root / name).rename(victim)  # first, so that nobody opens half of it
+        elif not name.startswith("dead-") and not (name.startswith("new-") and int(name.split("-")[1]) <= number):
+            continue
+        shutil.rmtree(victim, ignore_errors=True)
+
+
+def publish(root: Path, number: int) -> bool:
+    """Make an empty generation, born synced and clean; False if another process was first."""
+    temporary = root / f"new-{number}-{process_id()}-{threading.get_ident()}-{time.monotonic_ns()}"
+    try:
+        temporary.mkdir(parents=True)
+        with lmdb.open(str(temporary), map_size=MIB, max_readers=MAX_READERS, create=False, **_OPTIONS) as env:
+            env.sync(force=True)
+            _write_marker(temporary, "clean", str(env.info()["last_txnid"]))
+        temporary.rename(root / str(number))
+        _fsync_directory(root)
+    except (lmdb.Error, OSError) as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if highest(root) >= number:
+            return False
+        raise translated(error) from error
+    return True
+
+
+class Generation:
+    """An open environment and the gate to it.
+
+    LMDB may change its map, or be closed, only while this process has no transaction open. So a transaction makes its
+    thread a holder, and whoever needs the environment alone pauses newcomers and waits for the holders to leave.
+    """
+
+    def __init__(self, path: Path, env: lmdb.Environment) -> None:
+        self.path = path
+        self.number = int(path.name)
+        self.env = env
+        self.tables: dict[str, Any] = {}
+        self.broken = False
+        self.idle = False
+        """no slot in the table of readers is ours; known while a fork is under way"""
+        self.users = -1
+        self._page = env.stat()["psize"]
+        self._data = str(path / "data.mdb")
+        self._next = str(path.parent / str(self.number + 1))
+        status = os.stat(self._data)
+        self._identity = (status.st_dev, status.st_ino)
+        self._size = status.st_size
+        self._gate = threading.Condition()
+        self._holders: set[int] = set()
+        self._paused = self._retired = self.closed = False
+
+    def current(self) -> bool:
+        """Whether it is still the one. Raises `IndexDamagedError` if its file was cut off (to read it is SIGBUS)."""
+        known = self._size  # before looking: other threads look as well, and the file only grows
+        try:
+            status = os.stat(self._data)
+        except OSError:
+            return False
+        if self.broken or (status.st_dev, status.st_ino) != self._identity or os.path.exists(self._next):
+            return False
+        if status.st_size < known:
+            raise IndexDamagedError("the index file was cut off", generation=self.number)
+        self._size = status.st_size
+        return True
+
+    def extent(self) -> int:
+        """Bytes of the file that hold, or have held, pages."""
+        return (self.env.info()["last_pgno"] + 1) * self._page
+
+    def enter(self) -> bool:
+        """Become a holder; False if the environment is going away."""
+        with self._gate:
+            self._gate.wait_for(lambda: self._retired or not self._paused)
+            if not self._retired:
+                self._holders.add(threading.get_ident())
+            return not self._retired
+
+    def leave(self) -> None:
+        """Be no holder any more; the last one of a retired environment closes it."""
+        with self._gate:
+            self._holders.discard(threading.get_ident())
+            self._settle()
+
+    def retire(self, *, wait: bool = False) -> None:
+        """Close, now or when the last holder leaves."""
+        with self._gate:
+            self._retired = True
+            self._settle()
+            if wait and threading.get_ident() not in self._holders:
+                self._gate.wait_for(lambda: self.closed, WAIT_SECONDS)
+
+    def pause(self, seconds: float | None = None) -> bool:
+        """Have the environment alone; False if it took too long, or the thread is itself a holder."""
+        with self._gate:
+            if threading.get_ident() in self._holders or not self._gate.wait_for(lambda: not self._paused, seconds):
+                return False
+            self._paused = True
+            if self._gate.wait_for(lambda: not self._holders, seconds):
+                return True
+            self._paused = False
+            self._settle()
+            return False
+
+    def resume(self) -> None:
+        """Let holders in again, after `pause`."""
+        with self._gate:
+            self._paused = False
+            self._settle()
+
+    def _settle(self) -> None:
+        if self._retired and not self._holders and not self._paused and not self.closed:
+            self.close()
+        self._gate.notify_all()
+
+    def close(self) -> None:
+        """Close at once: only where nobody is a holder."""
+        self.closed = True
+        self.env.close()
+        if self.users >= 0:
+            os.close(self.users)
+            self.users = -1
+        live.discard(self)
+
+    def remap(self, size: int) -> None:
+        """Grow the map, or adopt the size another process gave it (0)."""
+        if not self.pause():
+            raise RuntimeError("the map cannot grow inside a transaction of the same thread")
+        try:
+            if not self._retired and (size == 0 or size > self.env.info()["map_size"]):
+                self.env.set_mapsize(size)
+        except (lmdb.Error, OverflowError) as error:
+            self.broken = True  # py-lmdb leaves the environment unusable: the next transaction reopens
+            raise BackendError(f"the index cannot grow to {size} bytes: {error}") from error
+        finally:
+            self.resume()
+
+    def begin(self, *, write: bool) -> Transaction:
+        """Start a transaction, as a holder; `RemapError` if another process has made the map grow."""
+        try:
+            try:
+                handle = self.env.begin(write=write)
+            except lmdb.ReadersFullError:
+                self.env.reader_check()  # frees the slots of processes that were killed
+                handle = self.env.begin(write=write)
+        except lmdb.MapResizedError as error:
+            raise RemapError(0) from error
+        except lmdb.Error as error:
+            raise self.failure(error) from error
+        return Transaction(self, handle)
+
+    def failure(self, error: lmdb.Error) -> CasstoreError:
+        """The error to raise for one of LMDB; after a panic the next transaction reopens."""
+        self.broken = self.broken or isinstance(error, lmdb.PanicError)
+        if isinstance(error, lmdb.ReadonlyError):  # a change inside `read`: no right is missing
+            return BackendError(f"index: {error}")
+        return translated(error, self.number)
+
+    def unmark(self) -> None:
+        """Take the clean marker away. The caller holds the writer lock and has written nothing yet.
+
+        Pages reach the disk in any order (sync=False). After a power cut the marker must mean that nobody has written
+        since, so it has to be gone for good before the kernel gets the first page.
+        """
+        try:
+            os.unlink(self.path / "clean")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise translated(error) from error
+        _fsync_directory(self.path)
+
+    def mark_clean(self) -> None:
+        """Sync, and say so: under the writer lock, so that nobody writes between the two."""
+        if threading.get_ident() in self._holders or not self.enter():
+            return
+        with contextlib.suppress(lmdb.Error, OSError):  # no marker costs a rebuild after a restart, no more
+            self.env.sync(force=True)  # most of the work, while nobody waits for it
+            handle = self.env.begin(write=True)
+            try:
+                self.env.sync(force=True)
+                _write_marker(self.path, "clean", str(self.env.info()["last_txnid"]))
+            finally:
+                handle.abort()
+        self.leave()
+
+    def ensure(self, names: set[str], *, create: bool) -> bool:
+        """Open tables, if need be making them; whether all are there."""
+        missing = sorted(names - self.tables.keys())
+        # py-lmdb forgets what a read transaction has opened, and begins its own ones without releasing the GIL.
+        with self.env.begin(write=True) as handle:
+            for name in missing:
+                try:
+                    self.tables[name] = self.env.open_db(name.encode(), txn=handle, create=False)
+                except lmdb.NotFoundError:
+                    if create:
+                        self.unmark()
+                        self.tables[name] = self.env.open_db(name.encode(), txn=handle)
+        return names <= self.tables.keys()
+
+    def trusted(self, boot: str) -> bool:
+        """Whether the file can be believed.
+
+        If it was written in this boot it can: the page cache outlives every process. Otherwise, as commits are not
+        synced, only if the clean marker names the very transaction the file ends with. The boot marker names the file
+        as well: a copy, made while processes write, may be torn, and takes the marker along. While some process has it
+        open (a lock on ``users``, which no restart survives), it is this boot, whatever the marker says.
+        """
+        mark = f"{boot} {self._identity[1]}" if boot else ""
+        # A file may be short of pages that were allocated and freed in one transaction; or it was cut off.
+        verify = self._size <= VERIFY_BYTES or os.path.getsize(self._data) < self.extent()
+        same = bool(mark) and _read_marker(self.path, "boot") == mark
+        # Judge under the writer lock: another process may judge, and then begin to write, at this moment.
+        handle = self.env.begin(write=True) if verify or not same else None
+        try:
+            same = bool(mark) and _read_marker(self.path, "boot") == mark
+            self.users = os.open(self.path / "users", os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.flock(self.users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                same = True
+            fcntl.flock(self.users, fcntl.LOCK_SH)
+            if not same and _read_marker(self.path, "clean") != str(self.env.info()["last_txnid"]):
+                return False
+            if handle is not None and not _sound(self.path):
+                return False
+            if handle is not None and _read_marker(self.path, "boot") != mark:
+                _write_marker(self.path, "boot", mark)
+            return True
+        finally:
+            if handle is not None:
+                handle.abort()
+
+
+def open_generation(path: Path, boot: str, map_bytes: int) -> Generation | None:
+    """Open what is there; None if it cannot be used."""
+    for other in list(live):
+        if other.path == path:
+            other.retire(wait=True)
+    data = path / "data.mdb"
+    found: Generation | None = None
+    usable = False
+    try:
+        if not path.is_dir():
+            raise GoneError
+        if not data.is_file() or data.stat().st_size == 0:
+            return None  # where LMDB would quietly begin anew
+        options = {"max_dbs": MAX_TABLES, "max_readers": MAX_READERS, "sync": False, "metasync": False, **_OPTIONS}
+        env = lmdb.open(str(path), map_size=map_bytes, create=False, **options)
+        found = Generation(path, env)
+        live.add(found)
+        env.reader_check()
+        usable = found.trusted(boot)
+    except DAMAGE:
+        usable = False
+    except (lmdb.Error, OSError) as error:
+        if isinstance(error, lmdb.MapResizedError) or not data.exists():
+            raise GoneError from error
+        if isinstance(error, (lmdb.MemoryError, lmdb.InvalidParameterError)) and not _sound(path):
+            return None  # a damaged header asked for an absurd map
+        raise translated(error) from error
+    finally:
+        if found is not None and not usable:
+            found.retire()
+    return found if usable else None
+
+
+class Transaction:
+    """`Tables` over a transaction of LMDB. As a context manager it translates LMDB's errors."""
+
+    def __init__(self, generation: Generation, handle: lmdb.Transaction[bytes]) -> None:
+        self._generation = generation
+        self._handle = handle
+        self._tables = generation.tables
+        self._changes = 0
+        self._over = False
+        self.failed: Exception | None = None
+        """the first failure: whatever follows fails as well, and the body may have swallowed it"""
+
+    def __enter__(self) -> None:
+        if self._over:
+            raise RuntimeError("the index transaction is over")
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, lmdb.Error):
+            return
+        if self._over:
+            raise RuntimeError("the index transaction is over") from error
+        if self.failed is None:
+            full = isinstance(error, lmdb.MapFullError)
+            env = self._generation.env
+            self.failed = RemapError(2 * env.info()["map_size"]) if full else self._generation.failure(error)
+        raise self.failed from error
+
+    def commit(self) -> None:
+        """Commit; raises the first failure, even one the body has swallowed."""
+        if self.failed is not None:
+            raise self.failed
+        with self:
+            self._handle.commit()
+        self._over = True
+
+    def end(self) -> None:
+        """Abort, unless it is over already, and give the slot of a reader back."""
+        if not self._over:
+            self._over = True
+            with contextlib.suppress(lmdb.Error):
+                self._handle.abort()
+            # Aborted, a read transaction of py-lmdb keeps its slot in the table of readers until it is freed. If it
+            # lived on, the child of a fork, by closing the environment, would free the slot under its next owner.
+            del self._handle
+
+    def extent(self) -> int:
+        """Bytes of the file that hold, or have held, pages."""
+        return self._generation.extent()
+
+    def _table(self, name: str) -> Any:
+        try:
+            return self._tables[name]
+        except KeyError:
+            raise InvalidInputError(f"the index has no table {name!r}") from None
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """A value, or None."""
+        check_key(key)
+        with self:
+            return self._handle.get(key, None, self._table(table))
+
+    def put(self, table: str, key: bytes, value: bytes) -> None:
+        """Set a value."""
+        check_key(key)
+        self._changes += 1
+        with self:
+            self._handle.put(key, value, db=self._table(table))
+
+    def delete(self, table: str, key: bytes) -> None:
+        """Remove a key; no error if absent."""
+        check_key(key)
+        self._changes += 1
+        with self:
+            self._handle.delete(key, db=self._table(table))
+
+    def clear(self) -> None:
+        """Empty every table."""
+        with self:
+            for table in self._tables.values():
+                self._handle.drop(table, delete=False)
+
+    def count(self, table: str) -> int:
+        """Number of keys."""
+        with self:
+            return self._handle.stat(self._table(table))["entries"]
+
+    def scan(
+        self, table: str, *, prefix: bytes = b"", start: bytes = b"", reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs in key order, as `Tables.scan` says."""
+        with self, self._handle.cursor(self._table(table)) as cursor:
+            found = _seek(cursor, prefix, start, reverse=reverse)
+            while found:
+                changes, last = self._changes, b""
+                for key, value in cursor.iterprev() if reverse else cursor.iternext():
+                    if not key.startswith(prefix):
+                        return
+                    yield key, value
+                    if changes != self._changes:
+                        last = key
+                        break
+                # After a change the cursor has to find its place again, strictly beyond the last key.
+                found = bool(last) and cursor.set_range(last)
+                if last and reverse:
+                    found = cursor.prev() if found else cursor.last()
+                elif found and cursor.key() == last:
+                    found = cursor.next()
+
+
+def _seek(cursor: lmdb.Cursor[bytes], prefix: bytes, start: bytes, *, reverse: bool) -> bool:
+    if not reverse:
+        low = max(prefix, start)
+        return cursor.set_range(low) if low else cursor.first()
+    limit = after(prefix)
+    inclusive = bool(start) and (limit is None or start < limit)
+    limit = start if inclusive else limit
+    if limit is None or not cursor.set_range(limit):
+        return cursor.last()
+    return True if inclusive and cursor.key() == limit else cursor.prev()

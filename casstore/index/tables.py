@@ -1,0 +1,63 @@
+"""What every index offers, and the words its kinds share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol, TypeVar
+
+from casstore.errors import IntegrityError, LimitError
+
+T = TypeVar("T")
+
+KEY_BYTES = 511
+
+
+class IndexDamagedError(IntegrityError):
+    """The index is damaged: `LmdbIndex.discard` its ``generation`` and fold the log in again."""
+
+    code = "index-damaged"
+
+    def __init__(self, message: str, *, hint: str = "casstore index rebuild", generation: int | None = None) -> None:
+        super().__init__(message, hint=hint)
+        self.generation = generation
+
+
+class Tables(Protocol):
+    """What a transaction offers, in its own thread. Keys are 1 to 511 bytes, others raise `LimitError`."""
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        """A value, or None."""
+        ...
+
+    def put(self, table: str, key: bytes, value: bytes) -> None:
+        """Set a value."""
+        ...
+
+    def delete(self, table: str, key: bytes) -> None:
+        """Remove a key; no error if absent."""
+        ...
+
+    def scan(
+        self, table: str, *, prefix: bytes = b"", start: bytes = b"", reverse: bool = False
+    ) -> Iterator[tuple[bytes, bytes]]:
+        """Pairs whose key has the prefix, in key order from ``start`` on, or downwards from it.
+
+        The table may be changed meanwhile: what lies ahead of the scan is seen as it then is.
+        """
+        ...
+
+    def count(self, table: str) -> int:
+        """Number of keys."""
+        ...
+
+
+def check_key(key: bytes) -> None:
+    """Raise `LimitError` unless a key has a size every kind of index takes."""
+    if not 0 < len(key) <= KEY_BYTES:
+        raise LimitError(f"an index key of {len(key)} bytes", hint=f"1 to {KEY_BYTES} bytes")
+
+
+def after(prefix: bytes) -> bytes | None:
+    """The least key above every key with the prefix; None if there is none."""
+    stem = prefix.rstrip(b"\xff")
+    return stem[:-1] + bytes([stem[-1] + 1]) if stem else None

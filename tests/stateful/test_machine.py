@@ -1,0 +1,26 @@
+"""Guards I1-I5 in any order of steps: the state machine of `casstore.testing.machine` against its oracle.
+
+``HYPOTHESIS_PROFILE``: ``dev`` (seconds, the same steps every time), ``ci`` (about a minute), ``nightly``.
+"""
+
+import os
+
+from hypothesis import HealthCheck, Verbosity, settings
+
+from casstore.testing.machine import StoreMachine
+
+COMMON = settings(
+    deadline=None,
+    database=None,
+    print_blob=True,
+    verbosity=Verbosity.normal,
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
+)
+PROFILES = {
+    "dev": settings(COMMON, max_examples=6, stateful_step_count=30, derandomize=True),
+    "ci": settings(COMMON, max_examples=70, stateful_step_count=50),
+    "nightly": settings(COMMON, max_examples=20_000, stateful_step_count=60),
+}
+
+TestStore = StoreMachine.TestCase
+TestStore.settings = PROFILES[os.environ.get("HYPOTHESIS_PROFILE", "dev")]
