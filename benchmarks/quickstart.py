@@ -158,9 +158,7 @@ def show(logged: list[Logged], logical: int, stored: int) -> None:
     files = sum(item.version.file_count for item in logged)
     table.add_row("all", "", f"{files:,}", megabytes(logical), megabytes(new), megabytes(stored))
     Console().print(table)
-    print(
-        "new: bytes no version had before (also not another file of the same one); stored: what they take, compressed"
-    )
+    print("new: bytes the store did not have yet, tree nodes included; stored: what they take, compressed")
 
 
 def outcome(ref: str, shared: int, freed: int, left: int) -> None:

@@ -6,8 +6,8 @@
 Each measurement makes a store in ``.work/sweep.cas``, logs three versions into it, and looks at it: bytes of packs
 and log (the index is a view and left out), time to log all, time to restore the last, random reads, and the
 bytes a one-file change writes. Times are single runs on a machine that does other work: CPU seconds are the better
-number. Restored trees are kept until the end: ext4 without a journal makes files up to 20 times slower while it
-avoids the inodes of files that were just deleted.
+number. Restored trees are kept until the end: making files shortly after many were deleted is several times slower on
+ext4 without a journal (docs/benchmarks.md).
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ from casstore.artifact import Artifact
 from casstore.backend.osops import OsOps, StrPath
 from casstore.config import ChunkerParams, Runtime, Settings, StoreConfig, environment
 from casstore.digest import hash_function
-from casstore.engine import Engine
+from casstore.engine import Build, Committed, Engine
 from casstore.errors import (
     AliasGuardError,
     ConflictError,
@@ -455,6 +455,39 @@ class StoreMachine(RuleBasedStateMachine):
             artifact.add_entry(version[path], f"taken/{path}")
         self._log(handle, artifact, name, {f"taken/{path}": files[path] for path in paths})
 
+    @precondition(lambda self: self._any(COMMITTED) and self._room())
+    @rule(which=PICK, pick=PICK, name=NAMES, edits=st.one_of(st.just({}), EDITS), orphan_age=st.sampled_from((None, 0)))
+    def log_amid_a_collection(
+        self, which: int, pick: int, name: str, edits: dict[str, Recipe | None], orphan_age: int | None
+    ) -> None:
+        """Log the files of a version that another handle purges and collects when all is uploaded but the commit."""
+        handle = self._handle(which)
+        other = next((one for one in self.handles if one is not handle), None) or self._open()
+        victim, number = self._pick(pick, COMMITTED)
+        files = dict(self._files(victim, number))
+        _edit(files, edits)
+        engine = handle.engine
+        commit = engine.commit
+
+        def late(build: Build, *, packs_since: int | None = None) -> Committed | None:
+            engine.commit = commit  # type: ignore[method-assign]
+            due, drafts = self._expected(other)
+            self._erase(other, victim, number)
+            report = other.store.gc(grace=0, max_waste=0.0, orphan_age=orphan_age)
+            assert set(report.purged) == due
+            self._purged(due, drafts)
+            self._committed(other)
+            return commit(build, packs_since=packs_since)
+
+        engine.commit = late  # type: ignore[method-assign]
+        self._log(handle, self._artifact(name, files), name, files)
+
+    def _erase(self, handle: Handle, name: str, number: int) -> None:
+        handle.store.delete(f"{name}:v{number}", delete_aliases=True)
+        self.model.trash(name, number, self._micros(), handle.writer)
+        handle.store.trash.purge(f"{name}:v{number}")
+        self.model.purge(name, number)
+
     # --- drafts
 
     def _draft(self, handle: Handle, name: str, number: int) -> OpenDraft:
@@ -508,6 +541,21 @@ class StoreMachine(RuleBasedStateMachine):
             self.drafts.remove(draft)
             return
         self._log_draft(draft, self._handle(which))
+
+    @precondition(lambda self: self._any(COMMITTED) and self._room())
+    @rule(which=PICK, pick=PICK, edits=st.one_of(st.just({}), EDITS))
+    def draft_that_outlives_its_base(self, which: int, pick: int, edits: dict[str, Recipe | None]) -> None:
+        """The base of a draft is purged and collected before the draft is logged."""
+        handle = self._handle(which)
+        name, number = self._pick(pick, COMMITTED)
+        draft = self._draft(handle, name, number)
+        self._erase(handle, name, number)
+        due, late = self._expected(handle)
+        assert set(handle.store.gc(grace=0, max_waste=0.0).purged) == due
+        self._purged(due, late)
+        self._committed(handle)
+        self._edit_draft(draft, edits)
+        self._log_draft(draft, handle)
 
     @precondition(lambda self: self.drafts)
     @rule(pick=PICK)
@@ -604,10 +652,7 @@ class StoreMachine(RuleBasedStateMachine):
         name, number = self._pick(pick, COMMITTED)
         with pytest.raises(RefusedError):
             handle.store.trash.purge(f"{name}:v{number}")
-        handle.store.delete(f"{name}:v{number}", delete_aliases=True)
-        self.model.trash(name, number, self._micros(), handle.writer)
-        handle.store.trash.purge(f"{name}:v{number}")
-        self.model.purge(name, number)
+        self._erase(handle, name, number)
         self._committed(handle)
 
     @rule(which=PICK, days=st.sampled_from((0, 1, 30)))

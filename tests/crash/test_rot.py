@@ -41,8 +41,8 @@ SMALL = StoreConfig(
     pack_bytes=64 * 1024,
     node_bytes=256,
 )
-STRIDE = 23
-"""of all positions, that many are skipped between two that are also tried with newly opened stores"""
+STRIDE = 53
+"""one in so many positions is also tried with newly opened stores"""
 _random = random.Random(7)
 LARGE = _random.randbytes(2700)
 SHARED = _random.randbytes(120)
@@ -201,7 +201,7 @@ def test_a_flip_of_every_byte_of_every_pack(sample: Sample, tmp_path: Path, part
 
 
 def test_flips_in_packs_seen_by_a_new_handle(sample: Sample, tmp_path: Path) -> None:
-    """With the index there and after it was deleted; at every 23rd byte."""
+    """With the index there and after it was deleted; at every 53rd byte."""
     path = copy(sample, tmp_path)
     for pack in sorted(path.glob("packs/*/*")):
         for position in range(0, pack.stat().st_size, STRIDE):
@@ -338,7 +338,7 @@ def check_segment_repairs_itself(store: Store, sample: Sample, segment: Path) ->
 
 
 def test_flips_in_segments_seen_by_a_new_handle(sample: Sample, tmp_path: Path) -> None:
-    """With the index there and after it was deleted; at every 23rd byte."""
+    """With the index there and after it was deleted; at every 53rd byte."""
     path = copy(sample, tmp_path)
     for segment in sorted(path.glob("log/*")):
         for position in range(0, segment.stat().st_size, STRIDE):

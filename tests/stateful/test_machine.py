@@ -17,7 +17,7 @@ COMMON = settings(
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.data_too_large, HealthCheck.filter_too_much],
 )
 PROFILES = {
-    "dev": settings(COMMON, max_examples=6, stateful_step_count=30, derandomize=True),
+    "dev": settings(COMMON, max_examples=12, stateful_step_count=30, derandomize=True),
     "ci": settings(COMMON, max_examples=70, stateful_step_count=50),
     "nightly": settings(COMMON, max_examples=20_000, stateful_step_count=60),
 }
