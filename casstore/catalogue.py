@@ -36,7 +36,8 @@ from casstore.model import (
     VersionState,
 )
 from casstore.names import LATEST, CollectionName, Reference, check_aliases, parse_reference
-from casstore.state import ALIAS, ANY, PIN, Tables, alias_target, aliases_of, head_of
+from casstore.overlay import Tables
+from casstore.state import ALIAS, ANY, PIN, alias_target, aliases_of, head_of
 from casstore.view import (
     alias_changes,
     collection_name,

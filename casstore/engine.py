@@ -33,7 +33,8 @@ from casstore.format.nodes import Node, decode_node
 from casstore.format.rows import encode_row
 from casstore.log import Log
 from casstore.model import Drop, Record, Segment, Transaction
-from casstore.state import META, Overlay, Tables, apply_transaction, head_of, ratchet
+from casstore.overlay import Overlay, Tables
+from casstore.state import META, apply_transaction, head_of, ratchet
 from casstore.view import Storage, View
 
 Build = Callable[[Tables], Sequence[Record]]

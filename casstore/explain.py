@@ -17,7 +17,8 @@ from casstore.format.rows import decode_row
 from casstore.gc.plan import Garbage, garbage
 from casstore.model import Drop, Entry, PinRow, VersionState
 from casstore.names import parse_reference, split_path
-from casstore.state import CHUNK, NODE, PIN, Tables
+from casstore.overlay import Tables
+from casstore.state import CHUNK, NODE, PIN
 from casstore.view import children_of, chunk_at, collections, trashed, versions
 
 KEPT = (VersionState.COMMITTED, VersionState.TRASHED)

@@ -31,6 +31,7 @@ from casstore.model import (
     no_progress,
 )
 from casstore.names import LATEST, CollectionName, canonical_metadata, check_aliases
+from casstore.overlay import Tables
 from casstore.sources import (
     EmptyDirectory,
     Link,
@@ -41,7 +42,7 @@ from casstore.sources import (
     Taken,
     open_local,
 )
-from casstore.state import PIN, Tables, alias_target, aliases_of
+from casstore.state import PIN, alias_target, aliases_of
 from casstore.tree import INLINE_CHUNKS, Builder, Tree, edit_entries, write_entries
 from casstore.view import collection_named, version_at, with_root
 from casstore.writer import Writer

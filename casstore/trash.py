@@ -15,7 +15,8 @@ from casstore.gc.mark import check_reachable
 from casstore.gc.plan import garbage
 from casstore.model import VersionRow, VersionState
 from casstore.names import parse_reference
-from casstore.state import TRASHED, Tables
+from casstore.overlay import Tables
+from casstore.state import TRASHED
 from casstore.version import Version
 from casstore.view import collection_name, collection_named, trashed
 

@@ -8,7 +8,6 @@ import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import BinaryIO
 
 from casstore import catalogue, checkout, contents
 from casstore.artifact import Artifact, draft_of
@@ -19,6 +18,7 @@ from casstore.digest import Digest, seal
 from casstore.engine import Engine
 from casstore.errors import EntryNotFoundError, InvalidInputError, RefusedError
 from casstore.gc.plan import footprint_of, garbage
+from casstore.handles import DraftBase, EntryReader
 from casstore.model import Entry, Pin, Progress, VersionState, no_progress
 from casstore.names import (
     LATEST,
@@ -30,7 +30,8 @@ from casstore.names import (
     check_tags,
     is_text,
 )
-from casstore.state import Tables, aliases_of, head_of
+from casstore.overlay import Tables
+from casstore.state import aliases_of, head_of
 from casstore.view import version_at
 
 DRAFT_PIN = timedelta(days=7)
@@ -362,7 +363,7 @@ class Version:
             catalogue.lookup(self._engine, self._found.label)
 
     def _bind(self, entry: Entry) -> Entry:
-        return replace(entry, reader=_Reader(self._engine, self._found))
+        return replace(entry, reader=EntryReader(self._engine, self._found))
 
     def files(
         self,
@@ -486,7 +487,7 @@ class Version:
         self._check_readable()
         engine = self._engine
         pin = None if engine.read_only else engine.runtime.random_bytes(16)
-        base = _DraftBase(engine, self._found, pin)
+        base = DraftBase(engine, self._found, pin)
         if pin is not None:
             expires = int(DRAFT_PIN.total_seconds() * 1_000_000)
             roots = (self._found.version.root,)
@@ -590,64 +591,3 @@ class Manifest(Mapping[str, Entry]):
 
     def __contains__(self, path: object) -> bool:
         return path in self._version
-
-
-class _Reader:
-    """Reads entries of one version."""
-
-    def __init__(self, engine: Engine, found: Found) -> None:
-        self._engine = engine
-        self._found = found
-
-    @property
-    def store(self) -> str:
-        return self._engine.config.store_id
-
-    def read(self, entry: Entry, offset: int, length: int | None) -> bytes:
-        with contents.naming(self._found, entry.path):
-            return contents.read_range(self._engine, entry, offset, length)
-
-    def open(self, entry: Entry) -> BinaryIO:
-        return contents.open_entry(self._engine, self._found, entry)
-
-    def download(self, entry: Entry, root: str | None) -> str:
-        target = os.path.join("artifacts", f"{self._found.name.name}:v{self._found.version.number}")
-        report = checkout.download(self._engine, self._found, target if root is None else root, path_prefix=entry.path)
-        return os.path.join(report.path, *entry.path.split("/"))
-
-    def name(self, entry: Entry) -> Digest | None:
-        return contents.content_digest(self._engine, entry)
-
-
-class _DraftBase:
-    """The stored version a draft starts from."""
-
-    def __init__(self, engine: Engine, found: Found, pin: bytes | None) -> None:
-        self._engine = engine
-        self._found = found
-        self.pin = pin
-
-    @property
-    def name(self) -> str:
-        return self._found.label
-
-    @property
-    def store(self) -> str:
-        return self._engine.config.store_id
-
-    @property
-    def number(self) -> int:
-        return self._found.version.number
-
-    @property
-    def root(self) -> bytes:
-        return self._found.version.root
-
-    def find(self, path: str) -> Entry | None:
-        entry = contents.find_entry(self._engine, self._found, path)
-        return None if entry is None else replace(entry, reader=_Reader(self._engine, self._found))
-
-    def walk(self, prefix: str) -> Iterator[Entry]:
-        reader = _Reader(self._engine, self._found)
-        for entry in contents.entries(self._engine, self._found, prefix=prefix):
-            yield replace(entry, reader=reader)

@@ -22,6 +22,7 @@ from casstore.model import (
     VersionRow,
     VersionState,
 )
+from casstore.overlay import Tables
 from casstore.state import (
     ALIAS,
     ALIAS_LOG,
@@ -38,7 +39,6 @@ from casstore.state import (
     VERSION,
     ZERO,
     Head,
-    Tables,
     apply,
     head_of,
     version_key,

@@ -16,7 +16,8 @@ from casstore.errors import CasstoreError, ConflictError, StoreBusyError
 from casstore.format.layout import pack_key
 from casstore.format.packs import VersionNote
 from casstore.model import AddNode, AddPack, ChunkKind, Record
-from casstore.state import CHUNK, NODE, PACK, Tables, head_of
+from casstore.overlay import Tables
+from casstore.state import CHUNK, NODE, PACK, head_of
 
 ROUNDS = 50
 """times a commit may find claims broken before it gives up"""

@@ -19,7 +19,8 @@ from casstore.gc.plan import Fate, Limits, PackFate, Plan, garbage, make_plan
 from casstore.gc.reclaim import condemn_orphans, ended_packs, listed_packs, reclaim
 from casstore.gc.retire import Budget, predicted, retire
 from casstore.model import Progress, Record, no_progress
-from casstore.state import Tables, head_of
+from casstore.overlay import Tables
+from casstore.state import head_of
 from casstore.view import trashed
 
 TEMPORARY_AGE = 48 * 3600 * 1_000_000

@@ -17,7 +17,8 @@ from casstore.format.layout import pack_key
 from casstore.format.nodes import Node, decode_node
 from casstore.format.rows import decode_row, pack_of_row, refcount
 from casstore.model import PackState, PinRow, Progress, VersionRow, VersionState, no_progress
-from casstore.state import CHUNK, NODE, PIN, VERSION, ZERO, Tables, head_of
+from casstore.overlay import Tables
+from casstore.state import CHUNK, NODE, PIN, VERSION, ZERO, head_of
 from casstore.view import pack_at
 
 BATCH = 256

@@ -10,7 +10,8 @@ from enum import StrEnum
 from casstore.config import GIB, StoreConfig
 from casstore.format.rows import length_of_row, pack_of_row, refcount, stored_share
 from casstore.model import ChunkKind, PackRow, PackState
-from casstore.state import CHUNK, Tables
+from casstore.overlay import Tables
+from casstore.state import CHUNK
 from casstore.view import children_of, packs, unreferenced
 
 DATA_WASTE = 0.25

@@ -13,7 +13,8 @@ from casstore.engine import Engine
 from casstore.format.layout import PACK_PREFIX, pack_key, pack_of
 from casstore.gc.retire import Budget
 from casstore.model import Condemn, PackRow, PackState, Progress, Record
-from casstore.state import PACK, Tables
+from casstore.overlay import Tables
+from casstore.state import PACK
 from casstore.view import pack_at
 
 CONDEMN_BATCH = 1000

@@ -22,8 +22,9 @@ from casstore.format.packs import (
 from casstore.format.rows import pack_of_row, refcount
 from casstore.gc.plan import Fate, PackFate, Plan
 from casstore.model import AddPack, ChunkKind, Drop, Location, PackState, Progress, Record, Retire
+from casstore.overlay import Tables
 from casstore.pack import Frame, PackWriter, check_chunk, decode_frame, encode_frame
-from casstore.state import CHUNK, Tables
+from casstore.state import CHUNK
 from casstore.view import children_of, pack_at
 
 DROP_BATCH = 20_000

@@ -28,7 +28,8 @@ from casstore.index.environment import (
     tidy,
     translated,
 )
-from casstore.index.tables import IndexDamagedError, T, Tables
+from casstore.index.tables import IndexDamagedError, T
+from casstore.overlay import Tables
 
 ATTEMPTS = 100
 

@@ -8,7 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from casstore.errors import BackendError, InvalidInputError
-from casstore.index.tables import T, Tables, after, check_key
+from casstore.index.tables import T, after, check_key
+from casstore.overlay import Tables
 
 
 class _MemoryTransaction:

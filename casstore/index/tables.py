@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from casstore.errors import IntegrityError, LimitError
 
@@ -20,35 +19,6 @@ class IndexDamagedError(IntegrityError):
     def __init__(self, message: str, *, hint: str = "casstore index rebuild", generation: int | None = None) -> None:
         super().__init__(message, hint=hint)
         self.generation = generation
-
-
-class Tables(Protocol):
-    """What a transaction offers, in its own thread. Keys are 1 to 511 bytes, others raise `LimitError`."""
-
-    def get(self, table: str, key: bytes) -> bytes | None:
-        """A value, or None."""
-        ...
-
-    def put(self, table: str, key: bytes, value: bytes) -> None:
-        """Set a value."""
-        ...
-
-    def delete(self, table: str, key: bytes) -> None:
-        """Remove a key; no error if absent."""
-        ...
-
-    def scan(
-        self, table: str, *, prefix: bytes = b"", start: bytes = b"", reverse: bool = False
-    ) -> Iterator[tuple[bytes, bytes]]:
-        """Pairs whose key has the prefix, in key order from ``start`` on, or downwards from it.
-
-        The table may be changed meanwhile: what lies ahead of the scan is seen as it then is.
-        """
-        ...
-
-    def count(self, table: str) -> int:
-        """Number of keys."""
-        ...
 
 
 def check_key(key: bytes) -> None:

@@ -533,14 +533,14 @@ class StoreMachine(RuleBasedStateMachine):
         self._edit_draft(self._draft(self._handle(which), *self._pick(pick, COMMITTED)), edits)
 
     @precondition(lambda self: self.drafts and self._room())
-    @rule(which=PICK, pick=PICK)
-    def log_open_draft(self, which: int, pick: int) -> None:
-        """Log a draft made earlier, whatever became of its base; through any handle."""
+    @rule(which=PICK, pick=PICK, drop=st.sampled_from((False, False, False, True)))
+    def end_draft(self, which: int, pick: int, drop: bool) -> None:  # noqa: FBT001
+        """Log a draft made earlier, whatever became of its base, through any handle; or let it go."""
         draft = self.drafts[pick % len(self.drafts)]
-        if draft.handle not in self.handles:
+        if drop:
             self.drafts.remove(draft)
-            return
-        self._log_draft(draft, self._handle(which))
+        else:
+            self._log_draft(draft, self._handle(which))
 
     @precondition(lambda self: self._any(COMMITTED) and self._room())
     @rule(which=PICK, pick=PICK, edits=st.one_of(st.just({}), EDITS))
@@ -557,17 +557,11 @@ class StoreMachine(RuleBasedStateMachine):
         self._edit_draft(draft, edits)
         self._log_draft(draft, handle)
 
-    @precondition(lambda self: self.drafts)
-    @rule(pick=PICK)
-    def drop_draft(self, pick: int) -> None:
-        """Let a draft go."""
-        del self.drafts[pick % len(self.drafts)]
-
     # --- names
 
     @precondition(lambda self: self._any(COMMITTED))
     @rule(which=PICK, pick=PICK, alias=st.sampled_from(ALIASES), compare=st.sampled_from(("", "right", "wrong")))
-    def set_alias(self, which: int, pick: int, alias: str, compare: str) -> None:
+    def point_alias(self, which: int, pick: int, alias: str, compare: str) -> None:
         """Point an alias, with and without comparing where it is."""
         handle = self._handle(which)
         name, number = self._pick(pick, COMMITTED)
@@ -623,25 +617,19 @@ class StoreMachine(RuleBasedStateMachine):
         self._committed(handle)
 
     @precondition(lambda self: self._any(TRASHED))
-    @rule(which=PICK, pick=PICK)
-    def restore(self, which: int, pick: int) -> None:
-        """Bring a version back."""
+    @rule(which=PICK, pick=PICK, purge=st.booleans())
+    def empty_trash(self, which: int, pick: int, purge: bool) -> None:  # noqa: FBT001
+        """Bring a version back, or drop it for good."""
         handle = self._handle(which)
         name, number = self._pick(pick, TRASHED)
-        restored = handle.store.trash.restore(f"{name}:v{number}")
-        assert set(restored.aliases_not_restored) == set(self.model.restore(name, number))
-        assert restored.number == number
+        if purge:
+            handle.store.trash.purge(f"{name}:v{number}")
+            self.model.purge(name, number)
+        else:
+            restored = handle.store.trash.restore(f"{name}:v{number}")
+            assert set(restored.aliases_not_restored) == set(self.model.restore(name, number))
+            assert restored.number == number
         self.touched.add((name, number))
-        self._committed(handle)
-
-    @precondition(lambda self: self._any(TRASHED))
-    @rule(which=PICK, pick=PICK)
-    def purge(self, which: int, pick: int) -> None:
-        """Drop a version for good."""
-        handle = self._handle(which)
-        name, number = self._pick(pick, TRASHED)
-        handle.store.trash.purge(f"{name}:v{number}")
-        self.model.purge(name, number)
         self._committed(handle)
 
     @precondition(lambda self: self._any(COMMITTED))
@@ -655,20 +643,17 @@ class StoreMachine(RuleBasedStateMachine):
         self._erase(handle, name, number)
         self._committed(handle)
 
-    @rule(which=PICK, days=st.sampled_from((0, 1, 30)))
-    def set_trash_days(self, which: int, days: int) -> None:
-        """Change the policy; it is for later deletions only."""
-        handle = self._handle(which)
-        handle.store.set_policy(trash_days=days)
-        self.model.trash_days = days
-        self._committed(handle)
-
     # --- time and space
 
-    @rule(hours=st.sampled_from((1, 25, 8 * 24, 31 * 24)))
-    def wait(self, hours: int) -> None:
-        """Time passes."""
+    @rule(which=PICK, hours=st.sampled_from((1, 25, 8 * 24, 31 * 24)), days=st.sampled_from((None, None, 0, 1, 30)))
+    def wait(self, which: int, hours: int, days: int | None) -> None:
+        """Time passes; perhaps the days a version stays in the trash change, for later deletions only."""
         self.now += timedelta(hours=hours)
+        if days is not None:
+            handle = self._handle(which)
+            handle.store.set_policy(trash_days=days)
+            self.model.trash_days = days
+            self._committed(handle)
 
     def _expected(self, handle: Handle) -> tuple[set[str], list[OpenDraft]]:
         """Versions a collection purges now, and drafts whose time is over."""
@@ -691,6 +676,7 @@ class StoreMachine(RuleBasedStateMachine):
         incremental=st.booleans(),
         max_bytes=st.sampled_from((None, None, None, 0, 20_000)),
         orphan_age=st.sampled_from((None, 0)),
+        foresee=st.booleans(),
     )
     def collect(
         self,
@@ -701,9 +687,14 @@ class StoreMachine(RuleBasedStateMachine):
         incremental: bool,  # noqa: FBT001
         max_bytes: int | None,
         orphan_age: int | None,
+        foresee: bool,  # noqa: FBT001
     ) -> None:
-        """Collect, in any way."""
+        """Collect, in any way; a dry run before changes nothing."""
         handle = self._handle(which)
+        if foresee:
+            before = self._objects(handle)
+            handle.store.gc(dry_run=True, grace=grace, max_waste=max_waste, offline=offline)
+            assert self._objects(handle) == before
         due, late = self._expected(handle)
         report = handle.store.gc(
             grace=grace,
@@ -720,14 +711,6 @@ class StoreMachine(RuleBasedStateMachine):
         if offline and not grace and max_bytes is None and not max_waste:
             check_no_garbage(handle.store)
 
-    @rule(which=PICK, grace=st.sampled_from((0, 3600)), offline=st.booleans())
-    def foresee(self, which: int, grace: int, offline: bool) -> None:  # noqa: FBT001
-        """A dry run changes nothing."""
-        handle = self._handle(which)
-        before = self._objects(handle)
-        handle.store.gc(dry_run=True, grace=grace, offline=offline)
-        assert self._objects(handle) == before
-
     def _objects(self, handle: Handle) -> list[tuple[str, int]]:
         return [
             (info.key, info.size) for prefix in ("log/", PACK_PREFIX) for info in handle.engine.backend.list(prefix)
@@ -735,46 +718,34 @@ class StoreMachine(RuleBasedStateMachine):
 
     # --- handles come and go
 
-    @rule(which=PICK)
-    def reopen(self, which: int) -> None:
-        """Close a handle and open another."""
+    @rule(
+        which=PICK,
+        what=st.sampled_from(("open another", "reopen", "close", "crash", "drop index", "rebuild index")),
+    )
+    def come_and_go(self, which: int, what: str) -> None:
+        """Handles are opened, closed and abandoned; the index is lost, or made again."""
         handle = self._handle(which)
+        match what:
+            case "open another" if len(self.handles) < 2:
+                self._open()
+            case "close" if len(self.handles) > 1:
+                self._leave(handle)
+            case "reopen":
+                self._leave(handle)
+                self._open()
+            case "crash":
+                self._abandon(handle)
+            case "drop index":
+                self._close()
+                shutil.rmtree(self.path / "index")
+                self._open()
+            case _:
+                handle.store.rebuild_index()
+
+    def _leave(self, handle: Handle) -> None:
         self.handles.remove(handle)
         self.drafts = [draft for draft in self.drafts if draft.handle is not handle]
         handle.store.close()
-        self._open()
-
-    @precondition(lambda self: len(self.handles) < 2)
-    @rule()
-    def open_another(self) -> None:
-        """A second handle beside the first."""
-        self._open()
-
-    @precondition(lambda self: len(self.handles) > 1)
-    @rule(which=PICK)
-    def close_one(self, which: int) -> None:
-        """One handle is enough."""
-        handle = self._handle(which)
-        self.handles.remove(handle)
-        self.drafts = [draft for draft in self.drafts if draft.handle is not handle]
-        handle.store.close()
-
-    @rule()
-    def drop_index(self) -> None:
-        """The index directory is gone; the log brings it back."""
-        self._close()
-        shutil.rmtree(self.path / "index")
-        self._open()
-
-    @rule(which=PICK)
-    def rebuild_index(self, which: int) -> None:
-        """Make the view again."""
-        self._handle(which).store.rebuild_index()
-
-    @rule(which=PICK)
-    def crash(self, which: int) -> None:
-        """Abandon a handle between two calls."""
-        self._abandon(self._handle(which))
 
     @precondition(lambda self: self._room())
     @rule(which=PICK, name=NAMES, recipes=TREES, aliases=TAKEN, effects=st.integers(0, 30))

@@ -143,7 +143,7 @@ class ModelStore:
             collection.point(LATEST, collection.highest())
 
     def restore(self, name: str, number: int) -> tuple[str, ...]:
-        """Take out of the trash; the aliases that belong to another version by now."""
+        """Take out of the trash; ``latest`` only ever goes up by it. The aliases that belong to another by now."""
         collection = self.collections[name]
         version = collection.versions[number]
         lost = tuple(alias for alias in version.trash_aliases if alias in collection.aliases)
@@ -151,7 +151,8 @@ class ModelStore:
             if alias not in lost:
                 collection.point(alias, number)
         version.state, version.trash_aliases, version.purge_at = COMMITTED, (), 0
-        collection.point(LATEST, collection.highest())
+        if collection.aliases.get(LATEST, -1) < number:
+            collection.point(LATEST, number)
         return lost
 
     def purge(self, name: str, number: int) -> None:

@@ -534,8 +534,8 @@ def test_new_file_modes(place: Path) -> None:
         with unchanged(place, draft), pytest.raises(InvalidInputError) as caught, draft.new_file("b", mode):
             pass
         assert caught.value.exit_code == 2
-    with pytest.raises(PathConflictError), draft.new_file("a"):
-        pass
+    with pytest.raises(PathConflictError), draft.new_file("a") as file:
+        pytest.fail(f"mode x opened {file}, and would have taken the same content for no change")
     with pytest.raises(InvalidInputError), draft.new_file("b", encoding="klingon"):
         pass
     with pytest.raises(InvalidInputError), draft.new_file("b", "wb", encoding="utf-8"):

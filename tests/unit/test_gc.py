@@ -38,7 +38,8 @@ from casstore.errors import (
 )
 from casstore.format.rows import refcount, with_refcount
 from casstore.gc.mark import find_drift, mark
-from casstore.state import CHUNK, ZERO, Tables
+from casstore.overlay import Tables
+from casstore.state import CHUNK, ZERO
 from casstore.testing.machine import SMALL, START, check_no_garbage, read_files, recount, stored_digests
 
 T = TypeVar("T")

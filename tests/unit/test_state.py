@@ -49,6 +49,7 @@ from casstore.model import (
     VersionRow,
     VersionState,
 )
+from casstore.overlay import Overlay, Tables
 from casstore.state import (
     ALIAS,
     ALIAS_LOG,
@@ -65,8 +66,6 @@ from casstore.state import (
     VERSION,
     ZERO,
     Head,
-    Overlay,
-    Tables,
     apply,
     head_of,
     highest_live,
@@ -628,6 +627,8 @@ def test_latest_is_the_highest_live(fresh: Replica) -> None:
     assert fresh.aliases() == {"latest": 3}
     with fresh.index.read() as tables:
         assert highest_live(tables, 1) == 4
+    fresh.must(Restore(C, 0, fresh.version(0).trash_seq))
+    assert fresh.aliases() == {"latest": 3}, "what did not move it on purpose is not made latest by another restore"
 
 
 def test_trash_remembers_aliases_and_restore_gives_back_what_is_free(one: Replica) -> None:

@@ -1,0 +1,86 @@
+"""What binds entries and drafts to the store their content is in."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import BinaryIO
+
+from casstore import checkout, contents
+from casstore.catalogue import Found
+from casstore.digest import Digest
+from casstore.engine import Engine
+from casstore.model import Entry
+
+
+class EntryReader:
+    """Reads entries of one version."""
+
+    def __init__(self, engine: Engine, found: Found) -> None:
+        self._engine = engine
+        self._found = found
+
+    @property
+    def store(self) -> str:
+        """The id of the store."""
+        return self._engine.config.store_id
+
+    def read(self, entry: Entry, offset: int, length: int | None) -> bytes:
+        """See `BlobReader.read`."""
+        with contents.naming(self._found, entry.path):
+            return contents.read_range(self._engine, entry, offset, length)
+
+    def open(self, entry: Entry) -> BinaryIO:
+        """See `BlobReader.open`."""
+        return contents.open_entry(self._engine, self._found, entry)
+
+    def download(self, entry: Entry, root: str | None) -> str:
+        """See `BlobReader.download`."""
+        target = os.path.join("artifacts", f"{self._found.name.name}:v{self._found.version.number}")
+        report = checkout.download(self._engine, self._found, target if root is None else root, path_prefix=entry.path)
+        return os.path.join(report.path, *entry.path.split("/"))
+
+    def name(self, entry: Entry) -> Digest | None:
+        """See `BlobReader.name`."""
+        return contents.content_digest(self._engine, entry)
+
+
+class DraftBase:
+    """The stored version a draft starts from."""
+
+    def __init__(self, engine: Engine, found: Found, pin: bytes | None) -> None:
+        self._engine = engine
+        self._found = found
+        self.pin = pin
+
+    @property
+    def name(self) -> str:
+        """``name:vN``."""
+        return self._found.label
+
+    @property
+    def store(self) -> str:
+        """The id of the store."""
+        return self._engine.config.store_id
+
+    @property
+    def number(self) -> int:
+        """Its number."""
+        return self._found.version.number
+
+    @property
+    def root(self) -> bytes:
+        """Root of its tree."""
+        return self._found.version.root
+
+    def find(self, path: str) -> Entry | None:
+        """The entry at a path, readable."""
+        entry = contents.find_entry(self._engine, self._found, path)
+        return None if entry is None else replace(entry, reader=EntryReader(self._engine, self._found))
+
+    def walk(self, prefix: str) -> Iterator[Entry]:
+        """Entries whose path begins with a prefix, readable."""
+        reader = EntryReader(self._engine, self._found)
+        for entry in contents.entries(self._engine, self._found, prefix=prefix):
+            yield replace(entry, reader=reader)
