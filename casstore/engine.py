@@ -231,6 +231,7 @@ class Engine:
         except AlreadyExistsError:
             if not self._is_ours(segment):
                 return False
+            self.log.barrier()
             self.view.refresh()
         except BackendError as error:
             # The answer is lost, not necessarily the segment: the slot itself tells (icechunk 017).

@@ -330,7 +330,8 @@ class _Session:
                 again.append((path, source))
         self._read(again)
         self._write_tree()
-        lost = [digest for digest in missing if not self.writer.stores(digest)]
+        # What another writer has stored again in the meantime is a claim again.
+        lost = [digest for digest in missing if not self.writer.has(digest)]
         if lost:
             raise ConflictError(
                 f"{len(lost)} chunks that the draft took from another version were collected meanwhile",

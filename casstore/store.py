@@ -165,7 +165,8 @@ class Store:
         Content equal to ``latest`` makes no new version (``dedup="any"``: equal to any version; ``"never"``):
         the version that is there is returned, with ``.created`` False, gets the aliases, and differing labels
         are reported in ``.ignored`` unless ``update``. ``latest`` moves unless ``move_latest=False``.
-        ``project``: ``project`` or ``entity/project``. ``if_base_latest``: refuse (`StaleBaseError`) when the
+        ``project``: ``project`` or ``entity/project``. ``base``: the version (``vN``) the content was made from, for
+        the record, if the artifact is no draft of it. ``if_base_latest``: refuse (`StaleBaseError`) when the
         version the draft was made from, or ``base``, is not ``latest`` any more. A failed log leaves no trace,
         burns no number, and leaves the artifact as it was. Raises `TypeConflictError`, `InvalidInputError`
         for sources that changed or cannot be read, `BackendError`.

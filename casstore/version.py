@@ -526,6 +526,7 @@ class Version:
         """
         check_description(reason)
         engine = self._engine
+        engine.view.refresh()
         days = engine.view.policy().get("trash_days", 30)
         moved = catalogue.move_to_trash(
             engine,

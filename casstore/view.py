@@ -140,7 +140,13 @@ class View:
         self._effect("index-commit")
 
     def rebuild(self) -> Head:
-        """Forget everything and fold the log in again."""
+        """Forget everything and fold the log in again.
+
+        Raises `IntegrityError`, and keeps the view as it is, when the log cannot be read to its end: then the view
+        may know more than can be made again.
+        """
+        for _ in self._log.after(0):
+            pass  # reading proves it
         try:
             self._storage.reset()
         except IndexDamagedError as error:

@@ -115,9 +115,9 @@ class Writer:
             self._writers[ChunkKind.NODE].add(digest, data, len(children))
         return digest
 
-    def stores(self, digest: bytes) -> bool:
-        """True if this session has stored a digest itself."""
-        return digest in self._own
+    def has(self, digest: bytes) -> bool:
+        """True if this session has stored a digest itself or claims that it is in the store."""
+        return digest in self._own or digest in self._claims
 
     def claim(self, digest: bytes) -> None:
         """Rely on a digest that is in the store. Raises `ConflictError` if it is not there any more."""

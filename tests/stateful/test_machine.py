@@ -5,9 +5,12 @@
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, Verbosity, settings
 
 from casstore.testing.machine import StoreMachine
+
+pytestmark = pytest.mark.timeout(0)  # hypothesis ends by itself; a failure takes its time to be made small
 
 COMMON = settings(
     deadline=None,

@@ -162,6 +162,9 @@ def test_at_most_a_hundred_a_version(store: Store, versions: list[Version]) -> N
 def test_an_alias_is_on_one_version_of_a_collection(store: Store, versions: list[Version]) -> None:
     versions[0].add_alias("best")
     assert where(store, "best") == "v0"
+    head = store.log(limit=1)[0].seq
+    versions[0].add_alias("best")
+    assert store.log(limit=1)[0].seq == head, "it is there already"
     versions[1].add_alias("best")
     assert where(store, "best") == "v1"
     assert versions[0].aliases == ()

@@ -1,0 +1,68 @@
+"""Guards the promise of a deduplication hit: a claim is kept, stored again, or refused; never taken on trust (I5)."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+
+import pytest
+
+from casstore import Artifact, IntegrityError, Store
+from casstore.writer import Writer
+
+
+def artifact(data: bytes, name: str = "c") -> Artifact:
+    made = Artifact(name)
+    made.add_bytes(data, "f")
+    return made
+
+
+def collect(store: Store, ref: str) -> None:
+    store.delete(ref)
+    store.trash.purge(ref)
+    store.gc(grace=0)
+
+
+def test_what_is_stored_again_by_somebody_else_is_a_claim_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A claim breaks; before this session has stored the content again, another writer has."""
+    data = random.Random(1).randbytes(50_000)
+    with Store.open(tmp_path / "s", create=True) as store, Store.open(tmp_path / "s") as other:
+        first = other.log_artifact(artifact(data, "old"))
+        steps: list[str] = []
+        commit, forget = Writer.commit, Writer._forget
+
+        def committing(self: Writer, *args: object) -> object:
+            if not steps:
+                steps.append("collected")
+                collect(other, first.ref)
+            return commit(self, *args)  # type: ignore[arg-type]
+
+        def forgetting(self: Writer, broken: object) -> None:
+            forget(self, broken)  # type: ignore[arg-type]
+            if steps == ["collected"]:
+                steps.append("stored again")
+                other.log_artifact(artifact(data, "new"))
+
+        monkeypatch.setattr(Writer, "commit", committing)
+        monkeypatch.setattr(Writer, "_forget", forgetting)
+        version = store.log_artifact(artifact(data))
+        assert steps == ["collected", "stored again"]
+        assert version["f"].read() == data
+        assert store.fsck(read_data=True).findings == []
+
+
+def test_a_view_is_kept_when_the_log_cannot_be_read(tmp_path: Path) -> None:
+    """`rebuild_index` must not throw away a view that knows more than the damaged log can say."""
+    with Store.open(tmp_path / "s", create=True) as store:
+        store.log_artifact(artifact(b"some content"))
+        segment = tmp_path / "s" / "log" / f"{1:020d}"
+        data = bytearray(segment.read_bytes())
+        for at in (70, len(data) // 2):
+            data[at] ^= 1
+        segment.chmod(0o600)
+        segment.write_bytes(data)
+        with pytest.raises(IntegrityError):
+            store.rebuild_index()
+        assert store.get("c:v0")["f"].read() == b"some content"
