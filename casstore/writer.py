@@ -152,7 +152,9 @@ class Writer:
                 self._exposed = False
                 self._forget(broken)
                 restore(broken.claims)
-            except BaseException:
+            except CasstoreError:
+                # Anything else, an interrupt above all, may come while another thread is committing for this one:
+                # then it is not known what became of the packs.
                 self._exposed = not self._refused
                 raise
         raise StoreBusyError(

@@ -11,7 +11,6 @@ contents come from a small alphabet, so that nearly everything is shared with so
 from __future__ import annotations
 
 import gc
-import hashlib
 import random
 import shutil
 import tempfile
@@ -30,8 +29,7 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from casstore.artifact import Artifact
 from casstore.backend.osops import OsOps, StrPath
-from casstore.config import ChunkerParams, Runtime, Settings, StoreConfig, environment
-from casstore.digest import hash_function
+from casstore.config import Runtime, Settings, environment
 from casstore.engine import Build, Committed, Engine
 from casstore.errors import (
     AliasGuardError,
@@ -41,119 +39,35 @@ from casstore.errors import (
     StaleBaseError,
     VersionNotFoundError,
 )
-from casstore.format.layout import PACK_PREFIX, pack_of
-from casstore.gc.mark import find_drift, take_snapshot, walk_nodes
-from casstore.gc.retire import read_footer
+from casstore.format.layout import PACK_PREFIX
 from casstore.index import MemoryIndex
 from casstore.log import Log
-from casstore.model import Entry
 from casstore.state import TABLES, state_hash
 from casstore.store import Store
+from casstore.testing.checks import check_no_garbage, read_files, recount, replayed, stored_digests, view_hash
 from casstore.testing.oracle import COMMITTED, LATEST, PIN_TIME, PURGED, TRASHED, ModelDraft, ModelStore
-from casstore.tree import write_entries
-from casstore.version import Version
+from casstore.testing.recipes import (
+    ALIASES,
+    BULKS,
+    EDITS,
+    NAMES,
+    PICK,
+    SMALL,
+    TAKEN,
+    TREES,
+    Recipe,
+    edit_tree,
+    identity_of,
+    tree_of,
+)
 from casstore.view import View
 
 T = TypeVar("T")
 
-SMALL = StoreConfig(
-    chunker=ChunkerParams(minimum=256, average=1024, maximum=4096),
-    frame_bytes=4096,
-    pack_bytes=65_536,
-    node_bytes=512,
-)
-"""a configuration in which little content makes many chunks, frames, packs and levels"""
-
 START = datetime(2100, 1, 1, tzinfo=UTC)
 """ahead of every file time, which are the machine's own, so that what is there counts as old"""
 
-COLLECTIONS = ("c", "d", "team/p/c")
-ALIASES = ("best", "prod")
-PATHS = ("a", "a.b", "b", "d/a", "d/e/f", "d/e/g", "z")
-BULK = 70
 MAX_VERSIONS = 14
-
-
-# --- contents ------------------------------------------------------------------------------------
-
-
-def _noise(seed: int, size: int) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-def _node() -> bytes:
-    """The node that the tree ``{"a": b"x"}`` consists of, to be stored as a file."""
-    made: list[bytes] = []
-
-    def sink(data: bytes, _: tuple[bytes, ...]) -> bytes:
-        made.append(data)
-        return name(data)
-
-    name = hash_function(SMALL.digest)
-    write_entries([Entry("a", size=1, chunks=((name(b"x"), 1),))], SMALL.node_bytes, sink)
-    return made[-1]
-
-
-BLOCKS: Mapping[str, bytes] = {
-    "A": _noise(1, 65_536),
-    "B": _noise(2, 65_536),
-    "zeros": bytes(65_536),
-    "text": b"".join(b"line %d of a text\n" % n for n in range(400)),
-    "repeat": _noise(3, 700) * 20,
-    "min": _noise(4, SMALL.chunker.minimum),
-    "max": _noise(5, SMALL.chunker.maximum),
-    "over": _noise(6, SMALL.chunker.minimum + 1),
-    "one": b"x",
-    "node": _node(),
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Recipe:
-    """Some blocks, perhaps with a byte inserted or deleted, perhaps only a byte range of them."""
-
-    blocks: tuple[str, ...]
-    edit: str = ""
-    where: int = 0
-    window: tuple[int, int] | None = None
-
-    def bytes(self) -> bytes:
-        """The content."""
-        data = b"".join(BLOCKS[name] for name in self.blocks)
-        at = len(data) * self.where // 16
-        if self.edit == "insert":
-            data = data[:at] + b"!" + data[at:]
-        elif self.edit == "delete":
-            data = data[:at] + data[at + 1 :]
-        if self.window is not None:
-            first, last = sorted(self.window)
-            data = data[len(data) * first // 16 : len(data) * last // 16]
-        return data
-
-
-RECIPES = st.builds(
-    Recipe,
-    st.lists(st.sampled_from(sorted(BLOCKS)), max_size=3).map(tuple),
-    st.sampled_from(("", "", "insert", "delete")),
-    st.integers(0, 16),
-    st.one_of(st.none(), st.tuples(st.integers(0, 16), st.integers(0, 16))),
-)
-TREES = st.dictionaries(st.sampled_from(PATHS), RECIPES, max_size=4)
-EDITS = st.dictionaries(st.sampled_from(PATHS), st.one_of(st.none(), RECIPES), min_size=1, max_size=3)
-BULKS = st.one_of(st.just(0), st.just(0), st.integers(1, BULK))
-"""how many small files to put beside the others, for directories of several levels"""
-PICK = st.integers(0, 1000)
-NAMES = st.sampled_from(COLLECTIONS)
-TAKEN = st.lists(st.sampled_from(ALIASES), max_size=2, unique=True)
-
-
-def _tree(recipes: Mapping[str, Recipe], bulk: int) -> dict[str, bytes]:
-    files = {path: recipe.bytes() for path, recipe in recipes.items()}
-    files.update({f"n/{n:03}": b"small %d" % (n % 40) for n in range(bulk)})
-    return files
-
-
-# --- the world -----------------------------------------------------------------------------------
 
 
 class Killed(BaseException):
@@ -221,66 +135,6 @@ class OpenDraft:
     model: ModelDraft
     handle: Handle
     names: dict[str, bytes] = field(default_factory=dict)
-
-
-def recount(engine: Engine) -> None:
-    """I2: every count in the view is the number of distinct holders, counted again over the trees."""
-    drift = find_drift(engine)
-    assert not drift.too_high, f"{len(drift.too_high)} counts are too high"
-    assert not drift.too_low, f"{len(drift.too_low)} counts are too low"
-
-
-def replayed(engine: Engine) -> bytes:
-    """The hash of the state that the log alone gives, folded into memory."""
-    view = View(MemoryIndex(TABLES), Log(engine.backend, engine.codec), lambda _: None, lambda _: None)
-    view.refresh()
-    with view.read() as tables:
-        return state_hash(tables)
-
-
-def view_hash(engine: Engine) -> bytes:
-    """The hash of the state in the view, at the head."""
-    engine.view.refresh()
-    with engine.view.read() as tables:
-        return state_hash(tables)
-
-
-def stored_digests(engine: Engine) -> Counter[bytes]:
-    """Every digest in every pack on disk, as often as it is there; read from the packs' own footers."""
-    found: Counter[bytes] = Counter()
-    for info in engine.backend.list(PACK_PREFIX):
-        pack = pack_of(info.key)
-        assert pack is not None
-        found.update(read_footer(engine, pack, info.size).content.digests)
-    return found
-
-
-def needed_digests(engine: Engine) -> set[bytes]:
-    """Every digest reachable from a version, the trash or a pin; walked over the nodes themselves."""
-    with engine.view.read() as tables:
-        roots = take_snapshot(tables).roots
-    found = set(roots)
-    for _, node in walk_nodes(engine, roots, set()):
-        found.update(node.references())
-    return found
-
-
-def check_no_garbage(store: Store) -> None:
-    """R6: the packs hold what is needed and nothing else, each digest once; and the store says so."""
-    engine = store._engine  # noqa: SLF001
-    stored, needed = stored_digests(engine), needed_digests(engine)
-    assert set(stored) == needed
-    assert not [digest for digest, times in stored.items() if times > 1]
-    usage = store.du()
-    assert (usage.garbage, usage.pending) == (0, 0)
-
-
-def read_files(version: Version) -> dict[str, bytes]:
-    """Every file of a version, whole."""
-    return {entry.path: entry.read() for entry in version.files()}
-
-
-# --- the machine ---------------------------------------------------------------------------------
 
 
 class StoreMachine(RuleBasedStateMachine):
@@ -414,7 +268,7 @@ class StoreMachine(RuleBasedStateMachine):
         move_latest: bool,  # noqa: FBT001
     ) -> None:
         """Log a whole tree."""
-        files = _tree(recipes, bulk)
+        files = tree_of(recipes, bulk)
         self._log(
             self._handle(which), self._artifact(name, files), name, files, aliases, dedup, move_latest=move_latest
         )
@@ -438,7 +292,7 @@ class StoreMachine(RuleBasedStateMachine):
     def log_again_with_edits(self, which: int, pick: int, name: str, edits: dict[str, Recipe | None]) -> None:
         """Log the files of a version, some of them changed, to the same or another collection; read anew."""
         files = dict(self._files(*self._pick(pick, COMMITTED)))
-        _edit(files, edits)
+        edit_tree(files, edits)
         self._log(self._handle(which), self._artifact(name, files), name, files)
 
     @precondition(lambda self: self._any(COMMITTED) and self._room())
@@ -465,7 +319,7 @@ class StoreMachine(RuleBasedStateMachine):
         other = next((one for one in self.handles if one is not handle), None) or self._open()
         victim, number = self._pick(pick, COMMITTED)
         files = dict(self._files(victim, number))
-        _edit(files, edits)
+        edit_tree(files, edits)
         engine = handle.engine
         commit = engine.commit
 
@@ -504,7 +358,7 @@ class StoreMachine(RuleBasedStateMachine):
                 draft.artifact.add_bytes(recipe.bytes(), path, overwrite=True)
             elif path in draft.model.files:
                 assert draft.artifact.remove(path) == 1
-        _edit(draft.model.files, edits)
+        edit_tree(draft.model.files, edits)
 
     def _log_draft(self, draft: OpenDraft, handle: Handle) -> None:
         self.drafts.remove(draft)
@@ -752,7 +606,7 @@ class StoreMachine(RuleBasedStateMachine):
     def crash_in_log(self, which: int, name: str, recipes: dict[str, Recipe], aliases: list[str], effects: int) -> None:
         """Die somewhere in `log_artifact`: the version is there, whole, with its aliases, or nothing is."""
         handle = self._handle(which)
-        files = _tree(recipes, 0)
+        files = tree_of(recipes, 0)
         collection = self.model.collections.get(name)
         number = 0 if collection is None else len(collection.versions)
         writer = handle.writer
@@ -834,7 +688,7 @@ class StoreMachine(RuleBasedStateMachine):
         version = store.get(ref)
         assert [entry.path for entry in version.files()] == sorted(files, key=str.encode)
         assert (version.size, version.file_count) == (sum(map(len, files.values())), len(files))
-        identity = _identity(files)
+        identity = identity_of(files)
         assert self.digests.setdefault(identity, str(version.digest)) == str(version.digest)
         assert len(set(self.digests.values())) == len(self.digests)
 
@@ -914,31 +768,3 @@ class StoreMachine(RuleBasedStateMachine):
         store.gc(grace=0, offline=True)
         check_no_garbage(store)
         assert stored_digests(engine) == Counter()
-
-
-def _edit(files: dict[str, bytes], edits: Mapping[str, Recipe | None]) -> None:
-    for path, recipe in edits.items():
-        if recipe is None:
-            files.pop(path, None)
-        else:
-            files[path] = recipe.bytes()
-
-
-def _identity(files: Mapping[str, bytes]) -> bytes:
-    """What makes two contents the same, independent of anything casstore computes."""
-    whole = hashlib.sha256()
-    for path, data in sorted(files.items()):
-        whole.update(hashlib.sha256(path.encode()).digest() + hashlib.sha256(data).digest())
-    return whole.digest()
-
-
-__all__ = [
-    "Killed",
-    "MortalOps",
-    "StoreMachine",
-    "check_no_garbage",
-    "read_files",
-    "recount",
-    "replayed",
-    "view_hash",
-]

@@ -23,7 +23,8 @@ import pytest
 from casstore import Artifact, CasstoreError, Store, Version
 from casstore.backend.osops import OsOps, StrPath
 from casstore.engine import Build, Committed
-from casstore.testing.machine import SMALL, check_no_garbage, read_files, recount, replayed, view_hash
+from casstore.testing.checks import check_no_garbage, read_files, recount, replayed, view_hash
+from casstore.testing.recipes import SMALL
 
 T = TypeVar("T")
 

@@ -40,7 +40,9 @@ from casstore.format.rows import refcount, with_refcount
 from casstore.gc.mark import find_drift, mark
 from casstore.overlay import Tables
 from casstore.state import CHUNK, ZERO
-from casstore.testing.machine import SMALL, START, check_no_garbage, read_files, recount, stored_digests
+from casstore.testing.checks import check_no_garbage, read_files, recount, stored_digests
+from casstore.testing.machine import START
+from casstore.testing.recipes import SMALL
 
 T = TypeVar("T")
 

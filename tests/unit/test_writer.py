@@ -66,3 +66,19 @@ def test_a_view_is_kept_when_the_log_cannot_be_read(tmp_path: Path) -> None:
         with pytest.raises(IntegrityError):
             store.rebuild_index()
         assert store.get("c:v0")["f"].read() == b"some content"
+
+
+def test_an_interrupted_commit_keeps_its_packs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interrupt may come while another thread commits for this one: nothing that may be named is deleted (I4)."""
+    with Store.open(tmp_path / "s", create=True) as store:
+        records = Writer._records
+
+        def interrupted(self: Writer, *args: object) -> object:
+            records(self, *args)  # type: ignore[arg-type]
+            self._refused = True  # as a commit under way in another thread may have it at this moment
+            raise KeyboardInterrupt
+
+        monkeypatch.setattr(Writer, "_records", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            store.log_artifact(artifact(b"content"))
+        assert len([path for path in (tmp_path / "s" / "packs").rglob("*") if path.is_file()]) == 2
