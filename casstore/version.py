@@ -175,8 +175,11 @@ class Version:
 
     @property
     def state(self) -> str:
-        """``COMMITTED``, ``TRASHED`` or ``PURGED``."""
-        return str(self._found.version.state)
+        """``COMMITTED``, ``TRASHED``, ``PURGED``, or ``COLLECTED`` once the file list of a purged one is gone too."""
+        row = self._found.version
+        if row.state is VersionState.PURGED and not self._engine.view.known((row.root,))[0]:
+            return "COLLECTED"
+        return str(row.state)
 
     @property
     def digest(self) -> Digest:

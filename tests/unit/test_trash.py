@@ -460,3 +460,20 @@ def test_bad_policies(values: dict[str, object], store: Store) -> None:
     with pytest.raises(InvalidInputError):
         store.set_policy(**values)
     assert store.policy == before
+
+
+def test_the_states_a_version_goes_through(tmp_path: Path) -> None:
+    """B5: COMMITTED, TRASHED, PURGED, COLLECTED, as an old handle sees them; nothing is ever half listed."""
+    with Store.open(tmp_path / "s", create=True) as store:
+        artifact = Artifact("ds")
+        artifact.add_bytes(b"some content", "f")
+        version = store.log_artifact(artifact)
+        seen = [version.state]
+        version.delete()
+        seen.append(version.state)
+        store.trash.purge("ds:v0")
+        version.refresh()
+        seen.append(version.state)
+        store.gc(grace=0)
+        seen.append(version.state)
+    assert seen == ["COMMITTED", "TRASHED", "PURGED", "COLLECTED"]
