@@ -111,6 +111,11 @@ def from_micros(micros: int) -> datetime:
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest)
 
 
+def system_micros() -> int:
+    """The machine's own clock, which file times are by: microseconds since the epoch."""
+    return time.time_ns() // 1000
+
+
 def default_actor() -> str:
     """Who acts, for the log: ``CASSTORE_ACTOR``, else the login name."""
     return os.environ.get(ENV_PREFIX + "ACTOR") or os.environ.get("USER") or os.environ.get("LOGNAME") or "unknown"

@@ -27,12 +27,13 @@ def open_backend(
 ) -> Backend:
     """The backend at a path, ``file://`` URL or ``memory://NAME``. Touches nothing yet.
 
-    A memory store lives as long as the process; the ``clock`` (microseconds) of its first opening counts. Raises
+    ``clock`` (microseconds) gives objects their age; a memory store lives as long as the process, and that of its
+    first opening counts. Raises
     `UnsupportedSchemeError`.
     """
     path = is_local(url)
     if path is not None:
-        return LocalBackend(path, OsOps() if ops is None else ops, new_name=new_name)
+        return LocalBackend(path, OsOps() if ops is None else ops, new_name=new_name, clock=clock)
     scheme, rest = _split(os.fspath(url))
     if scheme == "memory":
         return open_memory(rest, Runtime().now if clock is None else clock)

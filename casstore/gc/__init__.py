@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 
 from casstore.catalogue import due
-from casstore.config import from_micros
+from casstore.config import from_micros, system_micros
 from casstore.engine import Engine
 from casstore.errors import IntegrityError
 from casstore.gc.mark import find_drift, mark
@@ -24,6 +24,8 @@ from casstore.state import head_of
 from casstore.view import trashed
 
 TEMPORARY_AGE = 48 * 3600 * 1_000_000
+ANY_AGE = 1 << 62
+"""later than any file is from: clocks may be wrong or injected"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +111,8 @@ def collect(engine: Engine, options: Options, progress: Progress = no_progress) 
     report.repacked_bytes = done.copied
     report.errors += done.errors
     listed = listed_packs(engine)
-    report.condemned_packs = len(condemn_orphans(engine, listed, engine.runtime.now() - options.orphan_age))
+    orphans_until = engine.runtime.now() - options.orphan_age if options.orphan_age else ANY_AGE
+    report.condemned_packs = len(condemn_orphans(engine, listed, orphans_until))
     ended = ended_packs(engine, listed)
     if any(row.since + options.grace <= engine.runtime.now() for _, row in ended):
         # The veto: nothing is deleted unless everything reachable has a home elsewhere, as of now.
@@ -239,4 +242,5 @@ def _sweep_temporary(engine: Engine, options: Options) -> None:
     sweep = getattr(engine.backend, "sweep_temp", None)
     if sweep is not None:
         age = min(TEMPORARY_AGE, options.orphan_age)
-        sweep(engine.runtime.now() - age)
+        # By the machine's clock, as these files have not been given the store's time yet.
+        sweep(system_micros() - age if age else ANY_AGE)

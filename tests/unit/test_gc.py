@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, field
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import TypeVar
 
@@ -36,6 +36,7 @@ from casstore.errors import (
     RefusedError,
     VersionNotFoundError,
 )
+from casstore.format.layout import pack_key
 from casstore.format.rows import refcount, with_refcount
 from casstore.gc.mark import find_drift, mark
 from casstore.overlay import Tables
@@ -1191,3 +1192,22 @@ def test_errors_are_ours(world: World, store: Store) -> None:
     store.close()
     with pytest.raises(CasstoreError):
         store.gc()
+
+
+@pytest.mark.parametrize("year", [2001, 2200])
+def test_the_age_of_packs_is_by_the_clock_of_the_store(tmp_path: Path, year: int) -> None:
+    """DESIGN §12: the injected clock is the only time, also for orphans; and any age means any."""
+    now = [datetime(year, 1, 1, tzinfo=UTC)]
+    with Store.create(tmp_path / "s", config=SMALL, clock=lambda: now[0]) as store:
+        backend = store._engine.backend
+        backend.create(pack_key(b"o" * 16), b"not a pack")
+        (tmp_path / "s" / "tmp" / "half").write_bytes(b"of somebody at work")
+        assert store.gc(grace=0).condemned_packs == 0
+        assert (tmp_path / "s" / "tmp" / "half").exists()
+        now[0] += timedelta(hours=49)
+        assert store.gc(grace=0).condemned_packs == 1
+        backend.create(pack_key(b"p" * 16), b"not a pack")
+        now[0] -= timedelta(days=400)
+        report = store.gc(offline=True)
+        assert (report.condemned_packs, report.reclaimed_packs) == (1, 1)
+        assert not (tmp_path / "s" / "tmp" / "half").exists()
