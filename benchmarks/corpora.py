@@ -53,8 +53,8 @@ def _release(name: str, version: str, *, wheel: bool) -> Path:
     pattern = f"{name}-{version}-*.whl" if wheel else f"{name}-{version}.tar.gz"
     archive = next(downloads.glob(pattern), None)
     if archive is None:
-        # A source release is only fetched: --no-build-isolation and --no-deps keep pip from building anything big.
-        form = _PLATFORM if wheel else ("--no-binary=:all:", "--no-build-isolation")
+        # pip asks a source release for its metadata, which needs its build tools: isolated, so that ours need not fit.
+        form = _PLATFORM if wheel else (f"--no-binary={name}",)
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
         done = subprocess.run(
             [*command, "--retries=1", "--timeout=15", *form, f"--dest={downloads}", f"{name}=={version}"],
