@@ -12,8 +12,6 @@ import xxhash
 
 from casstore.errors import InvalidInputError
 
-DEFAULT_ALGORITHM = "blake3"
-
 Buffer = bytes | bytearray | memoryview
 
 
@@ -83,11 +81,6 @@ def digest_size(algorithm: str) -> int:
     """Length of a digest in bytes."""
     hash_function(algorithm)
     return _FUNCTIONS[algorithm][0]
-
-
-def digest_of(algorithm: str, data: Buffer) -> Digest:
-    """The digest of some bytes."""
-    return Digest(algorithm, hash_function(algorithm)(data))
 
 
 def checksum64(data: Buffer, seed: int = 0) -> int:

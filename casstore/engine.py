@@ -30,11 +30,10 @@ from casstore.errors import (
     StoreBusyError,
 )
 from casstore.format.nodes import Node, decode_node
-from casstore.format.rows import encode_row
 from casstore.log import Log
 from casstore.model import Drop, Record, Segment, Transaction
 from casstore.overlay import Overlay, Tables
-from casstore.state import META, apply_transaction, head_of, ratchet
+from casstore.state import advance, apply_transaction, head_of
 from casstore.view import Storage, View
 
 Build = Callable[[Tables], Sequence[Record]]
@@ -279,9 +278,7 @@ class Engine:
             head.seq + 1, head.chain, head.seq, head.seq if since is None else since, self.writer_id, claimed, ()
         )
         overlay = Overlay(tables)
-        safe, highest = ratchet(head, claimed, self.writer_id)
-        ahead = replace(head, seq=segment.seq, safe=safe, highest=highest, writer=self.writer_id)
-        overlay.put(META, b"head", encode_row(ahead))
+        advance(overlay, segment, head.chain)
         return overlay, segment
 
     @contextmanager

@@ -12,6 +12,7 @@ from casstore.errors import CasstoreError, IntegrityError, NotFoundError
 from casstore.format.layout import PACK_PREFIX, pack_key, pack_of
 from casstore.format.packs import check_pack, locations
 from casstore.format.rows import decode_row, pack_of_row
+from casstore.log import GENESIS
 from casstore.model import PackRow, PackState, Progress, VersionState, no_progress
 from casstore.pack import decode_frame
 from casstore.state import CHUNK, PACK
@@ -87,7 +88,7 @@ def fsck(engine: Engine, *, read_data: bool, progress: Progress = no_progress) -
 def _log(engine: Engine, report: FsckReport, progress: Progress) -> None:
     """The hash chain, and every segment exactly as written."""
     listed = engine.log.listed()
-    previous = bytes(32)
+    previous = GENESIS
     for position, seq in enumerate(listed):
         if seq != position + 1:
             report.findings.append(Finding("log", f"segment {position + 1}", "the segment is missing"))

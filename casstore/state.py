@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 from casstore.digest import seal
 from casstore.errors import IntegrityError
+from casstore.format.packs import FIRST_FRAME
 from casstore.format.rows import (
     chunk_row,
     decode_row,
@@ -93,7 +94,6 @@ ANY = -2
 """`SetAlias.expect`: wherever the alias is now"""
 CLOCK_CAP = 24 * 3600 * 1_000_000
 """µs that one claim of another writer may move the ratchet clock (GC.md §3.7)"""
-FIRST_SEGMENT = 32
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,10 +147,16 @@ def apply(tables: Tables, segment: Segment, chain: bytes) -> tuple[Applied, ...]
         raise IntegrityError(
             f"log segment {segment.seq} does not follow segment {head.seq}", hint="casstore index rebuild"
         )
-    safe, highest = ratchet(head, segment.claimed, segment.writer)
-    head = replace(head, seq=segment.seq, chain=chain, safe=safe, highest=highest, writer=segment.writer)
-    tables.put(META, _HEAD_KEY, encode_row(head))
+    advance(tables, segment, chain)
     return tuple(apply_transaction(tables, segment, transaction) for transaction in segment.transactions)
+
+
+def advance(tables: Tables, segment: Segment, chain: bytes) -> None:
+    """Move the head to a segment, and the clock with it."""
+    head = head_of(tables)
+    safe, highest = ratchet(head, segment.claimed, segment.writer)
+    ahead = replace(head, seq=segment.seq, chain=chain, safe=safe, highest=highest, writer=segment.writer)
+    tables.put(META, _HEAD_KEY, encode_row(ahead))
 
 
 def apply_transaction(tables: Tables, segment: Segment, transaction: Transaction) -> Applied:
@@ -227,7 +233,7 @@ class _Transition:
             raise _Void(f"pack {record.pack.hex()} is known already")
         content = record.content
         placed = placed_raw = 0
-        at = 8
+        at = FIRST_FRAME
         index = 0
         for frame in content.frames:
             offset = 0

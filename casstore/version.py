@@ -35,7 +35,6 @@ from casstore.state import aliases_of, head_of
 from casstore.view import version_at
 
 DRAFT_PIN = timedelta(days=7)
-PAGE = 50
 
 
 @dataclass(frozen=True, slots=True)

@@ -96,9 +96,3 @@ def is_sound(magic: bytes, data: bytes) -> bool:
     """True if an envelope is exactly as it was written, redundancy included."""
     header = _parse_header(magic, data[: _HEADER.size])
     return header is not None and guard(magic, data[_HEADER.size : _HEADER.size + header[0]]) == data
-
-
-def guarded_size(length: int) -> int:
-    """Bytes an envelope takes for a payload of this many bytes."""
-    size = _block_size(length)
-    return 2 * _HEADER.size + length + 8 * -(-length // size) + size

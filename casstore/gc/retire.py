@@ -191,7 +191,10 @@ def _repack(
                 done.skipped.append((fate, "another collection was faster"))
             else:
                 done.errors.append(f"pack {fate.pack.hex()} is left as it is: {error}")
-            mover, batch = _Mover(engine, fate.kind), _flush_intact(engine, plan, mover, batch, since, done)
+            # What was taken of this one is a harmless second copy; the packs before it are finished.
+            if batch:
+                _flush(engine, plan, mover, batch, since, done)
+            mover, batch = None, []
             continue
         batch.append(source)
         if mover.size >= engine.config.pack_bytes:
@@ -207,15 +210,6 @@ def _ended(engine: Engine, pack: bytes) -> bool:
     with engine.view.read() as tables:
         row = pack_at(tables, pack)
     return row is not None and row.state is not PackState.LIVE
-
-
-def _flush_intact(
-    engine: Engine, plan: Plan, mover: _Mover, batch: list[_Source], since: int, done: Retired
-) -> list[_Source]:
-    """Finish the packs before a damaged one; what was taken of that one is a harmless second copy."""
-    if batch:
-        _flush(engine, plan, mover, batch, since, done)
-    return []
 
 
 def _open(engine: Engine, fate: PackFate) -> _Source:
