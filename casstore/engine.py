@@ -31,7 +31,7 @@ from casstore.errors import (
 )
 from casstore.format.nodes import Node, decode_node
 from casstore.log import Log
-from casstore.model import Drop, Record, Segment, Transaction
+from casstore.model import Drop, Erase, Quarantine, Record, Segment, Transaction
 from casstore.overlay import Overlay, Tables
 from casstore.state import advance, apply_transaction, head_of
 from casstore.view import Storage, View
@@ -315,7 +315,7 @@ class Engine:
     # --- what happened meanwhile
 
     def dropped_between(self, base: int, head: int) -> set[bytes] | None:
-        """Digests that segments base+1 … head dropped; None when that is too long ago to tell cheaply."""
+        """Digests that segments base+1 … head dropped, or found lost; None when that is too long ago to tell cheaply."""
         if head - base > REMEMBERED_SEGMENTS:
             return None
         dropped: set[bytes] = set()
@@ -329,14 +329,22 @@ class Engine:
                     digest
                     for transaction in found[0].transactions
                     for record in transaction.records
-                    if isinstance(record, Drop)
-                    for digest in record.digests
+                    for digest in _given_up(record)
                 )
                 if len(self._dropped) > REMEMBERED_SEGMENTS:
                     self._dropped.clear()
                 self._dropped[seq] = known
             dropped |= known
         return dropped
+
+
+def _given_up(record: Record) -> tuple[bytes, ...]:
+    match record:
+        case Drop() | Erase():
+            return record.digests
+        case Quarantine():
+            return (record.digest,)
+    return ()
 
 
 _engines: weakref.WeakSet[Engine] = weakref.WeakSet()

@@ -120,6 +120,43 @@ class Condemn:
 
 
 @dataclass(frozen=True, slots=True)
+class GCRun:
+    """This transaction belongs to a run of the collector. Changes nothing: it is for the record and for undo."""
+
+    run: bytes
+    actor: str
+    summary: bytes = b""
+    """canonical JSON with the run's totals, in its last transaction"""
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """The bytes of a digest in a pack are damaged: it counts as absent until a writer stores it again."""
+
+    digest: bytes
+    pack: bytes
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Erase:
+    """Give up the bytes of digests that are still referred to, on request. Reading them says so."""
+
+    digests: tuple[bytes, ...]
+    reason: str
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The state at a position is kept in an object, whose `state_hash` is this."""
+
+    seq: int
+    key: str
+    state_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
 class PutVersion:
     """A new version; its number is assigned when the record is applied."""
 
@@ -209,6 +246,74 @@ class Purge:
 
 
 @dataclass(frozen=True, slots=True)
+class Unpurge:
+    """Bring a purged version back into the trash. Its content must be indexed (again)."""
+
+    collection: str
+    number: int
+    purge_at: int
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetTtl:
+    """Time to live of a version: seconds, 0 = never, -1 = inherit."""
+
+    collection: str
+    number: int
+    ttl: int
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Protect:
+    """Protect a version, or with number -1 a whole collection, from deletion; ``reason`` "" lifts it."""
+
+    collection: str
+    number: int
+    reason: str
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetCollectionTtl:
+    """Default time to live in a collection: seconds, 0 = never, -1 = that of the store."""
+
+    collection: str
+    ttl: int
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrashCollection:
+    """Hide a collection with all its versions, as one unit. Aliases are remembered."""
+
+    collection: str
+    purge_at: int
+    reason: str
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreCollection:
+    """Bring a trashed collection back, with the versions that were trashed with it."""
+
+    collection: str
+    trash_seq: int
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeCollection:
+    """Give the name of a trashed collection free, once no version of it is in the trash."""
+
+    collection: str
+    trash_seq: int
+    force: bool
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
 class Pin:
     """An extra root with a holder and an expiry."""
 
@@ -227,6 +332,14 @@ class Unpin:
 
 
 @dataclass(frozen=True, slots=True)
+class RenewPin:
+    """Move the expiry of a pin."""
+
+    pin: bytes
+    expires: int
+
+
+@dataclass(frozen=True, slots=True)
 class SetPolicy:
     """Change policy values; JSON object of the changed keys."""
 
@@ -240,6 +353,10 @@ Record = (
     | Drop
     | Retire
     | Condemn
+    | GCRun
+    | Quarantine
+    | Erase
+    | Checkpoint
     | PutVersion
     | UpdateVersion
     | SetAlias
@@ -247,8 +364,16 @@ Record = (
     | Trash
     | Restore
     | Purge
+    | Unpurge
+    | SetTtl
+    | Protect
+    | SetCollectionTtl
+    | TrashCollection
+    | RestoreCollection
+    | PurgeCollection
     | Pin
     | Unpin
+    | RenewPin
     | SetPolicy
 )
 
@@ -327,6 +452,15 @@ class CollectionRow:
     type: str
     next_number: int
     created: int
+    ttl: int = -1
+    protected: str = ""
+    state: VersionState = VersionState.COMMITTED
+    """PURGED: only the name and its numbers are remembered"""
+    trash_seq: int = 0
+    trashed: int = 0
+    purge_at: int = 0
+    trash_reason: str = ""
+    trash_actor: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -356,6 +490,31 @@ class VersionRow:
     trash_reason: str = ""
     trash_actor: str = ""
     trashed_by: str = ""
+    born: int = 0
+    """the safe clock when it was committed: what its age is measured from"""
+    protected: str = ""
+    """why it may not be deleted; empty if it may"""
+
+
+@dataclass(frozen=True, slots=True)
+class LostRow:
+    """Bytes the store does not have although the digest is referred to: damaged, or erased on request."""
+
+    erased: bool
+    pack: bytes
+    reason: str
+    actor: str
+    at: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointRow:
+    """The newest checkpoint the log knows."""
+
+    seq: int
+    key: str
+    state_hash: bytes
 
 
 @dataclass(frozen=True, slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import bisect
 import heapq
 from collections.abc import Iterator
 from typing import Protocol
@@ -45,6 +46,8 @@ class Overlay:
     def __init__(self, base: Tables) -> None:
         self._base = base
         self._changes: dict[str, dict[bytes, bytes | None]] = {}
+        self._order: dict[str, list[bytes]] = {}
+        """keys of the changes to tables that were scanned, in order"""
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """See `Tables.get`."""
@@ -55,25 +58,25 @@ class Overlay:
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
         """See `Tables.put`."""
-        self._changes.setdefault(table, {})[key] = value
+        self._change(table, key, value)
 
     def delete(self, table: str, key: bytes) -> None:
         """See `Tables.delete`."""
-        self._changes.setdefault(table, {})[key] = None
+        self._change(table, key, None)
+
+    def _change(self, table: str, key: bytes, value: bytes | None) -> None:
+        changes = self._changes.setdefault(table, {})
+        order = self._order.get(table)
+        if order is not None and key not in changes:
+            bisect.insort(order, key)
+        changes[key] = value
 
     def scan(
         self, table: str, *, prefix: bytes = b"", start: bytes = b"", reverse: bool = False
     ) -> Iterator[tuple[bytes, bytes]]:
         """See `Tables.scan`."""
         changes = self._changes.get(table, {})
-        mine = sorted(
-            (
-                key
-                for key in changes
-                if key.startswith(prefix) and (not start or (key <= start if reverse else key >= start))
-            ),
-            reverse=reverse,
-        )
+        mine = self._mine(table, prefix, start, reverse=reverse)
         theirs = (
             pair
             for pair in self._base.scan(table, prefix=prefix, start=start, reverse=reverse)
@@ -81,6 +84,21 @@ class Overlay:
         )
         ours = ((key, value) for key in mine if (value := changes[key]) is not None)
         return heapq.merge(theirs, ours, key=lambda pair: pair[0], reverse=reverse)
+
+    def _mine(self, table: str, prefix: bytes, start: bytes, *, reverse: bool) -> list[bytes]:
+        """Changed keys a scan meets, in its order: two searches, not a pass over all changes."""
+        order = self._order.get(table)
+        if order is None:
+            order = self._order[table] = sorted(self._changes.get(table, ()))
+        low = bisect.bisect_left(order, prefix)
+        high = bisect.bisect_right(order, prefix, lo=low, key=lambda key: key[: len(prefix)])
+        if start:
+            if reverse:
+                high = min(high, bisect.bisect_right(order, start))
+            else:
+                low = max(low, bisect.bisect_left(order, start))
+        found = order[low:high]
+        return found[::-1] if reverse else found
 
     def count(self, table: str) -> int:
         """See `Tables.count`."""
@@ -99,3 +117,4 @@ class Overlay:
                 else:
                     self._base.put(table, key, value)
         self._changes = {}
+        self._order = {}

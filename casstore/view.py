@@ -16,6 +16,7 @@ from casstore.model import (
     ChunkRow,
     CollectionRow,
     Location,
+    LostRow,
     PackRow,
     PinRow,
     Segment,
@@ -29,6 +30,7 @@ from casstore.state import (
     CHUNK,
     COLLECTION,
     COLLECTION_NAME,
+    LOST,
     NODE,
     PACK,
     PIN,
@@ -193,9 +195,19 @@ class View:
         return [None if row is None else decode_chunk(row).location for row in rows]
 
     def known(self, digests: Sequence[bytes]) -> list[bool]:
-        """Which digests are indexed."""
+        """Which digests may be relied on: indexed, and not known to be damaged or erased."""
         with self.read() as tables:
-            return [tables.get(CHUNK, digest) is not None for digest in digests]
+            sound = not tables.count(LOST)
+            return [
+                tables.get(CHUNK, digest) is not None and (sound or tables.get(LOST, digest) is None)
+                for digest in digests
+            ]
+
+    def lost(self, digest: bytes) -> LostRow | None:
+        """What became of bytes that are damaged or were erased on request; None for all others."""
+        with self.read() as tables:
+            row = tables.get(LOST, digest)
+        return None if row is None else decode_row(row, LostRow)
 
     def policy(self) -> dict[str, object]:
         """Policy values that were set."""

@@ -12,12 +12,12 @@ from contextlib import suppress
 from casstore.chunks import ChunkWriter
 from casstore.digest import Buffer
 from casstore.engine import Committed, Engine
-from casstore.errors import CasstoreError, ConflictError, StoreBusyError
+from casstore.errors import CasstoreError, ChunkMissingError, ConflictError, StoreBusyError
 from casstore.format.layout import pack_key
 from casstore.format.packs import VersionNote
 from casstore.model import AddNode, AddPack, ChunkKind, Record
 from casstore.overlay import Tables
-from casstore.state import CHUNK, NODE, PACK, head_of
+from casstore.state import CHUNK, LOST, NODE, PACK, head_of
 
 ROUNDS = 50
 """times a commit may find claims broken before it gives up"""
@@ -101,7 +101,7 @@ class Writer:
                 self._nodes[digest] = self._nodes.pop(digest)
             return digest
         with self.engine.view.read() as tables:
-            known = tables.get(NODE, digest) is not None
+            known = tables.get(NODE, digest) is not None and tables.get(LOST, digest) is None
             if known:
                 self._claims.add(digest)
                 return digest
@@ -124,6 +124,13 @@ class Writer:
         if digest in self._own or digest in self._claims:
             return
         if not self.engine.view.known((digest,))[0]:
+            lost = self.engine.view.lost(digest)
+            if lost is not None:
+                raise ChunkMissingError(
+                    f"{digest.hex()}, which the draft took from another version, is {lost.reason}",
+                    hint="take the file out of the draft, or add it again from a good copy",
+                    digest=digest.hex(),
+                )
             raise ConflictError(
                 f"{digest.hex()}, which the draft took from another version, was collected meanwhile",
                 hint="make the draft again",
@@ -178,7 +185,9 @@ class Writer:
         head = head_of(tables).seq
         dropped = self.engine.dropped_between(self._checked, head) if head > self._checked else set()
         suspects = self._claims if dropped is None else self._claims & dropped
-        return {digest for digest in suspects if tables.get(CHUNK, digest) is None}
+        return {
+            digest for digest in suspects if tables.get(CHUNK, digest) is None or tables.get(LOST, digest) is not None
+        }
 
     def _forget(self, broken: _Broken) -> None:
         """Take back claims and packs that do not hold, so that their content is stored again."""

@@ -1,0 +1,297 @@
+"""What records about bytes need and do: packs, nodes, reference counts, pins."""
+
+from dataclasses import replace
+
+from casstore.errors import IntegrityError
+from casstore.format.packs import FIRST_FRAME
+from casstore.format.rows import (
+    chunk_row,
+    decode_row,
+    encode_row,
+    kind_of_row,
+    length_of_row,
+    moved_row,
+    pack_of_row,
+    refcount,
+    with_refcount,
+)
+from casstore.model import (
+    AddNode,
+    AddPack,
+    Checkpoint,
+    CheckpointRow,
+    ChunkKind,
+    Condemn,
+    Drop,
+    Erase,
+    LostRow,
+    PackRow,
+    PackState,
+    Pin,
+    PinRow,
+    Quarantine,
+    RenewPin,
+    Retire,
+    Segment,
+    Unpin,
+)
+from casstore.overlay import Overlay
+from casstore.state.schema import (
+    CHECKPOINT_KEY,
+    CHUNK,
+    HEAD_KEY,
+    LOST,
+    META,
+    NO_PACK,
+    NODE,
+    PACK,
+    PIN,
+    ZERO,
+    checkpoint_of,
+    head_of,
+)
+
+
+class Void(Exception):
+    """A record is not valid; the transaction has no effect."""
+
+
+class ContentRules:
+    """The rules for packs, nodes and counts."""
+
+    def __init__(self, tables: Overlay, segment: Segment) -> None:
+        self.tables = tables
+        self.segment = segment
+        self.added: dict[bytes, bytes] = {}
+        """digest → row of its place in a pack this transaction adds"""
+        self._alias_changes: int | None = None
+
+    # --- bytes
+
+    def _add_pack(self, record: AddPack) -> None:
+        if self.tables.get(PACK, record.pack) is not None:
+            raise Void(f"pack {record.pack.hex()} is known already")
+        content = record.content
+        placed = placed_raw = 0
+        at = FIRST_FRAME
+        index = 0
+        for frame in content.frames:
+            offset = 0
+            for i in range(index, index + frame.chunks):
+                digest, length = content.digests[i], content.lengths[i]
+                row = chunk_row(record.pack, at, frame.stored, frame.raw, offset, length, content.kind)
+                self.added.setdefault(digest, row)
+                known = self.tables.get(CHUNK, digest)
+                if known is None:
+                    self.tables.put(CHUNK, digest, row)
+                    self.tables.put(ZERO, digest, b"")
+                    placed += 1
+                    placed_raw += length
+                elif self.tables.get(LOST, digest) is not None:
+                    # It was damaged or erased: this is its place from now on, and whoever holds it is whole again.
+                    self._displace({pack_of_row(known): (1, length_of_row(known))})
+                    self.tables.put(CHUNK, digest, moved_row(known, row))
+                    self.tables.delete(LOST, digest)
+                    placed += 1
+                    placed_raw += length
+                offset += length
+            index += frame.chunks
+            at += frame.stored
+        self._put_pack(
+            record.pack,
+            PackRow(
+                PackState.LIVE,
+                content.kind,
+                record.size,
+                sum(content.lengths),
+                placed,
+                placed_raw,
+                self.segment.claimed,
+                self.segment.seq,
+            ),
+        )
+        self._grow(record.size)
+
+    def _add_node(self, record: AddNode) -> None:
+        # In a pack of either kind: a file may have been stored before that has the very bytes of this node.
+        if self.tables.get(CHUNK, record.digest) is None:
+            raise Void(f"node {record.digest.hex()} is not stored")
+        if self.tables.get(NODE, record.digest) is not None:
+            return
+        for child in dict.fromkeys(record.children):
+            self._hold(child)
+        self.tables.put(NODE, record.digest, b"".join(dict.fromkeys(record.children)))
+
+    def _hold(self, digest: bytes) -> None:
+        row = self.tables.get(CHUNK, digest)
+        if row is None:
+            raise Void(f"{digest.hex()} is not stored")
+        if kind_of_row(row) is ChunkKind.NODE and self.tables.get(NODE, digest) is None:
+            raise Void(f"the children of node {digest.hex()} are not known")
+        count = refcount(row)
+        if count == 0:
+            self.tables.delete(ZERO, digest)
+        self.tables.put(CHUNK, digest, with_refcount(row, count + 1))
+
+    def _hold_root(self, digest: bytes) -> None:
+        if self.tables.get(NODE, digest) is None:
+            raise Void(f"root {digest.hex()} is not a stored node")
+        self._hold(digest)
+
+    def _release(self, digest: bytes) -> None:
+        row = self.tables.get(CHUNK, digest)
+        if row is None or refcount(row) == 0:
+            raise IntegrityError(
+                f"the reference count of {digest.hex()} would fall below zero", hint="casstore index rebuild"
+            )
+        count = refcount(row) - 1
+        if count == 0:
+            self.tables.put(ZERO, digest, b"")
+        self.tables.put(CHUNK, digest, with_refcount(row, count))
+
+    def _drop(self, record: Drop) -> None:
+        lost: dict[bytes, tuple[int, int]] = {}
+        for digest in record.digests:
+            row = self.tables.get(CHUNK, digest)
+            if row is None or refcount(row):
+                raise Void(f"{digest.hex()} is {'held' if row else 'not stored'}")
+            children = self.tables.get(NODE, digest)
+            if children is not None:
+                for at in range(0, len(children), len(digest)):
+                    self._release(children[at : at + len(digest)])
+                self.tables.delete(NODE, digest)
+            self.tables.delete(CHUNK, digest)
+            self.tables.delete(ZERO, digest)
+            self.tables.delete(LOST, digest)
+            count, raw = lost.get(pack_of_row(row), (0, 0))
+            lost[pack_of_row(row)] = (count + 1, raw + length_of_row(row))
+        self._displace(lost)
+
+    def _displace(self, lost: dict[bytes, tuple[int, int]]) -> None:
+        """Packs hold so many digests (and plaintext bytes of them) less."""
+        for name, (count, raw) in lost.items():
+            if name != NO_PACK:
+                pack = self._pack(name)
+                self._put_pack(name, replace(pack, placed=pack.placed - count, placed_raw=pack.placed_raw - raw))
+
+    def _retire(self, record: Retire) -> None:
+        pack = self._pack(record.pack)
+        if pack.state is not PackState.LIVE:
+            raise Void(f"pack {record.pack.hex()} is not live")
+        moved = 0
+        gained: dict[bytes, tuple[int, int]] = {}
+        for digest in dict.fromkeys(record.moved):
+            row = self.tables.get(CHUNK, digest)
+            target = self.added.get(digest)
+            if row is None or pack_of_row(row) != record.pack or target is None:
+                raise Void(f"{digest.hex()} is not in pack {record.pack.hex()} or was not copied")
+            self.tables.put(CHUNK, digest, moved_row(row, target))
+            count, raw = gained.get(pack_of_row(target), (0, 0))
+            gained[pack_of_row(target)] = (count + 1, raw + length_of_row(row))
+            moved += 1
+        if moved != pack.placed:
+            raise Void(f"pack {record.pack.hex()} holds {pack.placed} digests, not {moved}")
+        moved_bytes = 0
+        for name, (count, raw) in gained.items():
+            target_pack = self._pack(name)
+            grown = replace(target_pack, placed=target_pack.placed + count, placed_raw=target_pack.placed_raw + raw)
+            # Shares of the new pack's size by what is placed in it, so that those of all its sources add up to it.
+            moved_bytes += _share(grown) - _share(target_pack)
+            self._put_pack(name, grown)
+        self._put_pack(
+            record.pack,
+            replace(
+                pack,
+                state=PackState.RETIRED,
+                placed=0,
+                placed_raw=0,
+                since=self.segment.claimed,
+                seq=self.segment.seq,
+                moved=moved_bytes,
+            ),
+        )
+
+        self._grow(-pack.size)
+
+    def _grow(self, size: int) -> None:
+        head = head_of(self.tables)
+        self.tables.put(META, HEAD_KEY, encode_row(replace(head, stored=head.stored + size)))
+
+    def _quarantine(self, record: Quarantine) -> None:
+        row = self.tables.get(CHUNK, record.digest)
+        if row is None or pack_of_row(row) != record.pack:
+            raise Void(f"{record.digest.hex()} is not in pack {record.pack.hex()}")
+        if self.tables.get(LOST, record.digest) is not None:
+            raise Void(f"{record.digest.hex()} is known to be damaged")
+        self._lose(record.digest, LostRow(False, record.pack, "damaged", record.actor, *self._now()))
+
+    def _erase(self, record: Erase) -> None:
+        for digest in dict.fromkeys(record.digests):
+            row = self.tables.get(CHUNK, digest)
+            if row is None or pack_of_row(row) == NO_PACK:
+                raise Void(f"{digest.hex()} is not stored")
+            if self.tables.get(NODE, digest) is not None:
+                raise Void(f"{digest.hex()} is part of a file list")
+            pack, length = pack_of_row(row), length_of_row(row)
+            self._displace({pack: (1, length)})
+            gone = chunk_row(NO_PACK, 0, 0, 0, 0, length, kind_of_row(row))
+            self.tables.put(CHUNK, digest, with_refcount(gone, refcount(row)))
+            self._lose(digest, LostRow(True, pack, record.reason, record.actor, *self._now()))
+
+    def _lose(self, digest: bytes, row: LostRow) -> None:
+        self.tables.put(LOST, digest, encode_row(row))
+
+    def _now(self) -> tuple[int, int]:
+        return self.segment.claimed, self.segment.seq
+
+    def _checkpoint(self, record: Checkpoint) -> None:
+        known = checkpoint_of(self.tables)
+        if record.seq >= self.segment.seq or (known is not None and record.seq <= known.seq):
+            raise Void(f"there is a newer checkpoint than {record.seq}")
+        self.tables.put(META, CHECKPOINT_KEY, encode_row(CheckpointRow(record.seq, record.key, record.state_hash)))
+
+    def _condemn(self, record: Condemn) -> None:
+        if self.tables.get(PACK, record.pack) is not None:
+            raise Void(f"pack {record.pack.hex()} is known already")
+        self._put_pack(
+            record.pack,
+            PackRow(PackState.CONDEMNED, ChunkKind.DATA, 0, 0, 0, 0, self.segment.claimed, self.segment.seq),
+        )
+
+    def _pack(self, name: bytes) -> PackRow:
+        row = self.tables.get(PACK, name)
+        if row is None:
+            raise Void(f"pack {name.hex()} is not known")
+        return decode_row(row, PackRow)
+
+    def _put_pack(self, name: bytes, row: PackRow) -> None:
+        self.tables.put(PACK, name, encode_row(row))
+
+    # --- pins and policy
+
+    def _pin(self, record: Pin) -> None:
+        if self.tables.get(PIN, record.pin) is not None:
+            raise Void("the pin is held already")
+        for root in record.roots:
+            self._hold(root)
+        row = PinRow(record.holder, record.purpose, record.roots, record.expires, self.segment.seq)
+        self.tables.put(PIN, record.pin, encode_row(row))
+
+    def _unpin(self, record: Unpin) -> None:
+        row = self.tables.get(PIN, record.pin)
+        if row is None:
+            raise Void("the pin is not held")
+        for root in decode_row(row, PinRow).roots:
+            self._release(root)
+        self.tables.delete(PIN, record.pin)
+
+    def _renew_pin(self, record: RenewPin) -> None:
+        row = self.tables.get(PIN, record.pin)
+        if row is None:
+            raise Void("the pin is not held")
+        self.tables.put(PIN, record.pin, encode_row(replace(decode_row(row, PinRow), expires=record.expires)))
+
+
+def _share(pack: PackRow) -> int:
+    """Stored bytes of a pack that fall to what is placed in it."""
+    return pack.size * pack.placed_raw // pack.raw if pack.raw else 0
