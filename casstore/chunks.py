@@ -63,13 +63,16 @@ class ChunkReader:
         locate: Locate,
         refresh: Callable[[], object],
         executor: Callable[[], Executor],
+        explain: Callable[[bytes], str] = lambda _: "in no pack",
     ) -> None:
+        """``explain`` says of a digest that cannot be found what became of it."""
         self._backend = backend
         self._codec = codec
         self._hash = hash_bytes
         self._locate = locate
         self._refresh = refresh
         self._executor = executor
+        self._explain = explain
         self._cache: OrderedDict[_FrameId, bytes] = OrderedDict()
         self._cached = 0
         self._lock = threading.Lock()
@@ -94,7 +97,7 @@ class ChunkReader:
                 self._refresh()
         for digest in wanted:
             result.failed[digest] = ChunkMissingError(
-                f"chunk {digest.hex()} is in no pack", hint="casstore fsck", digest=digest.hex()
+                f"chunk {digest.hex()} is {self._explain(digest)}", hint="casstore fsck", digest=digest.hex()
             )
         return result
 

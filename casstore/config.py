@@ -12,6 +12,7 @@ import secrets
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import Executor
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -75,6 +76,8 @@ class Settings:
     index_map_bytes: int = 1 * GIB
     """first size of the LMDB map; it grows by itself"""
     commit_attempts: int = 1000
+    busy_seconds: float = 5.0
+    """how long a writer waits for a collector that has the store to itself"""
 
 
 @dataclass(frozen=True)
@@ -91,6 +94,8 @@ class Runtime:
     monotonic: Callable[[], float] = time.monotonic
     actor: str = field(default_factory=lambda: default_actor())
     writer: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    executor: Callable[[int], Executor] | None = None
+    """makes the pool of so many workers that a store uses; None: threads"""
 
     def now(self) -> int:
         """The clock in integer microseconds since the epoch."""

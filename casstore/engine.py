@@ -16,10 +16,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
 from casstore.backend import Backend
+from casstore.backend.hold import Hold, enter, sessions_of
 from casstore.backend.osops import OsOps
 from casstore.chunks import ChunkReader
 from casstore.codec import ZstdCodec
-from casstore.config import Runtime, Settings, StoreConfig
+from casstore.config import Runtime, Settings, StoreConfig, from_micros
 from casstore.digest import Digest, hash_function
 from casstore.errors import (
     AlreadyExistsError,
@@ -88,16 +89,19 @@ class Engine:
         self.read_only = read_only
         self.codec = ZstdCodec(settings.zstd_level)
         self.hash = hash_function(config.digest)
+        self.sessions = sessions_of(backend)
         self.log = Log(backend, self.codec)
         self.view = View(storage, self.log, ops.effect, discard)
-        self.reader = ChunkReader(backend, self.codec, self.hash, self.view.locate, self.view.refresh, self.executor)
+        self.reader = ChunkReader(
+            backend, self.codec, self.hash, self.view.locate, self.view.refresh, self.executor, self._fate
+        )
         self.abandoned: list[bytes] = []
         """pins whose holder went away without saying so; released by the next commit"""
         self._nodes: dict[bytes, Node] = {}
         self._dropped: dict[int, frozenset[bytes]] = {}
         self._durable = 0
         """segments up to this one are known to survive a power cut"""
-        self._executor: ThreadPoolExecutor | None = None
+        self._executor: Executor | None = None
         self._start()
         _engines.add(self)
 
@@ -117,7 +121,8 @@ class Engine:
         """Worker threads, started on first use and ended by `close`."""
         with self._executor_lock:
             if self._executor is None:
-                self._executor = ThreadPoolExecutor(self.settings.workers, thread_name_prefix="casstore")
+                make = self.runtime.executor or (lambda n: ThreadPoolExecutor(n, thread_name_prefix="casstore"))
+                self._executor = make(self.settings.workers)
             return self._executor
 
     def close(self) -> None:
@@ -131,6 +136,12 @@ class Engine:
             with suppress(CasstoreError):
                 self._make_durable(self.view.head().seq)
         self.view.close()
+
+    def _fate(self, digest: bytes) -> str:
+        lost = self.view.lost(digest)
+        if lost is None or not lost.erased:
+            return "in no pack"
+        return f"gone: erased on {from_micros(lost.at):%Y-%m-%d} ({lost.reason})"
 
     def digest(self, value: bytes) -> Digest:
         """A digest of this store, named for the outside."""
@@ -154,6 +165,14 @@ class Engine:
         """Raise `ReadOnlyError` on a store opened read-only."""
         if self.read_only:
             raise ReadOnlyError("the store was opened read-only", hint="open it without read_only=True")
+
+    def hold(self, doing: str, *, exclusive: bool = False) -> Hold:
+        """Be at work in the store, so that an offline collector keeps out, or alone, as one; see `enter`.
+
+        Sessions wait `Settings.busy_seconds`; who wants to be alone does not. Raises `StoreBusyError`.
+        """
+        patience = 0.0 if exclusive else self.settings.busy_seconds
+        return enter(self.sessions, self.runtime, doing, exclusive=exclusive, busy_seconds=patience)
 
     # --- the commit path
 

@@ -98,8 +98,8 @@ def ingest(engine: Engine, artifact: Artifact, request: LogRequest, progress: Pr
     check_type(engine, artifact, request)
     metadata = canonical_metadata(artifact.metadata)
     writer = Writer(engine)
-    session = _Session(engine, writer, artifact, progress)
     try:
+        session = _Session(engine, writer, artifact, progress)
         session.run()
         decision = _Decision()
 

@@ -33,7 +33,10 @@ class _Broken(Exception):
 
 
 class Writer:
-    """One session. Not thread-safe; nothing it stores means anything until `commit` returns."""
+    """One session. Not thread-safe; nothing it stores means anything until `commit` returns.
+
+    It holds the store, shared, until it has committed or was abandoned or dropped.
+    """
 
     def __init__(self, engine: Engine) -> None:
         engine.check_writable()
@@ -67,6 +70,7 @@ class Writer:
         """nodes that stand where they belong; the others are of a tree that is being built again"""
         self.new_bytes = 0
         """plaintext bytes of the chunks this session stored"""
+        self._hold = engine.hold("logging an artifact")
 
     @property
     def stored_bytes(self) -> int:
@@ -154,7 +158,9 @@ class Writer:
             self._packs += self._writers[ChunkKind.NODE].finish(notes())
             try:
                 self._exposed = True
-                return self.engine.commit(lambda tables: self._records(tables, records), packs_since=self.base)
+                done = self.engine.commit(lambda tables: self._records(tables, records), packs_since=self.base)
+                self._hold.release()
+                return done
             except _Broken as broken:
                 self._exposed = False
                 self._forget(broken)
@@ -209,9 +215,12 @@ class Writer:
         Unless a segment that names the packs may be in the log: then they are left to the collector, which
         sweeps them if they turn out to be orphans.
         """
-        for writer in self._writers.values():
-            self._packs += writer.abandon()
-        if not self._exposed:
-            for pack in self._packs:
-                with suppress(CasstoreError):
-                    self.engine.backend.delete(pack_key(pack.pack))
+        try:
+            for writer in self._writers.values():
+                self._packs += writer.abandon()
+            if not self._exposed:
+                for pack in self._packs:
+                    with suppress(CasstoreError):
+                        self.engine.backend.delete(pack_key(pack.pack))
+        finally:
+            self._hold.release()

@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from casstore.backend import TEMPORARY, Buffer, ObjectInfo, check_key, check_prefix, check_range, is_key
-from casstore.backend.osops import OsOps, translate, translated
+from casstore.backend.osops import OsOps, is_abandoned, translate, translated
 from casstore.config import Runtime
 from casstore.errors import AlreadyExistsError, BackendError, NotFoundError
 
@@ -66,12 +66,14 @@ class LocalBackend:
             if not os.path.isdir(self._temporary):
                 self._mkdir(self._temporary)
             temp = os.path.join(self._temporary, self._new_name(16).hex())
-            self._ops.write_file(temp, data)
+            fd = self._ops.open_file(temp, data)
         try:
             self._link(temp, target, key)
         finally:
             with suppress(OSError):
                 self._ops.unlink(temp)
+            with suppress(OSError):
+                os.close(fd)
         if self._clock is not None:
             # Only the collector's politeness depends on it, so it is neither an effect nor synced.
             with suppress(OSError):
@@ -150,14 +152,18 @@ class LocalBackend:
     def sweep_temp(self, older_than_micros: int) -> int:
         """Remove temporary files last written before a time (microseconds since the epoch); returns how many.
 
-        A writer whose file is taken away fails with an error and publishes nothing, so this is a matter of
-        politeness: allow them a day or two.
+        Those of writers that live are spared, as far as `flock` shows it. A writer whose file is taken away fails
+        with an error and publishes nothing, so the rest is politeness: on a network allow them a day or two.
         """
         removed = 0
         with translated("sweep temporary files"):
             for entry in self._entries(TEMPORARY):
                 with suppress(FileNotFoundError):
-                    if not entry.is_dir() and entry.stat(follow_symlinks=False).st_mtime_ns // 1000 < older_than_micros:
+                    if (
+                        not entry.is_dir()
+                        and entry.stat(follow_symlinks=False).st_mtime_ns // 1000 < older_than_micros
+                        and is_abandoned(entry.path)
+                    ):
                         self._ops.unlink(entry.path)
                         removed += 1
         return removed

@@ -8,6 +8,7 @@ numbered; ``CASSTORE_CRASH_AT=n`` ends the process at once after the n-th. Tests
 from __future__ import annotations
 
 import errno
+import fcntl
 import itertools
 import os
 import stat
@@ -97,12 +98,17 @@ class OsOps:
         self._run(name, detail, lambda: None)
 
     def create(self, path: StrPath, *, mode: int = FILE_MODE) -> int:
-        """Open a new file for writing; exactly this mode whatever the umask. The caller closes it."""
+        """Open a new file for writing; exactly this mode whatever the umask. The caller closes it.
+
+        It is locked until then, which tells those who sweep that somebody is at work on it (`is_abandoned`).
+        """
 
         def call() -> int:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
             try:
                 os.fchmod(fd, mode)
+                with suppress(OSError):  # courtesy
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BaseException:
                 os.close(fd)
                 with suppress(OSError):
@@ -134,17 +140,20 @@ class OsOps:
 
     def write_file(self, path: StrPath, data: Buffer | Sequence[Buffer], *, mode: int = FILE_MODE) -> None:
         """Make a new file whose data, not its name, is durable. On any failure the file is removed again."""
+        os.close(self.open_file(path, data, mode=mode))
+
+    def open_file(self, path: StrPath, data: Buffer | Sequence[Buffer], *, mode: int = FILE_MODE) -> int:
+        """As `write_file`, but it stays open, and so locked; the caller closes it."""
         fd = self.create(path, mode=mode)
         try:
-            try:
-                self.write(fd, path, data)
-                self.fsync(fd, path)
-            finally:
-                os.close(fd)
+            self.write(fd, path, data)
+            self.fsync(fd, path)
         except BaseException:
+            os.close(fd)
             with suppress(OSError):
                 self.unlink(path)
             raise
+        return fd
 
     def link(self, source: StrPath, target: StrPath) -> None:
         """Give a file a second name; fails if the name is taken. The one atomic way to publish a whole file."""
@@ -204,6 +213,21 @@ class OsOps:
 
 
 os.register_at_fork(after_in_child=OsOps._restart)  # noqa: SLF001
+
+
+def is_abandoned(path: str) -> bool:
+    """Whether nobody has a file locked: who made it is dead, or done with it. True where that cannot be known."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    except OSError:
+        return True
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError as error:
+        return not isinstance(error, BlockingIOError)
+    finally:
+        os.close(descriptor)
+    return True
 
 
 def _pieces(data: Buffer | Sequence[Buffer]) -> Iterator[memoryview]:

@@ -6,8 +6,9 @@ and a walk over the trees finds a home elsewhere for everything that is reachabl
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 
 from casstore.catalogue import due
@@ -18,7 +19,7 @@ from casstore.gc.mark import find_drift, mark
 from casstore.gc.plan import Fate, Limits, PackFate, Plan, garbage, make_plan
 from casstore.gc.reclaim import condemn_orphans, ended_packs, listed_packs, reclaim
 from casstore.gc.retire import Budget, predicted, retire
-from casstore.model import Progress, Record, no_progress
+from casstore.model import GCRun, Progress, Record, no_progress
 from casstore.overlay import Tables
 from casstore.state import head_of
 from casstore.view import trashed
@@ -94,7 +95,8 @@ def collect(engine: Engine, options: Options, progress: Progress = no_progress) 
     Raises `IntegrityError` (exit 20) when the trees and the counts disagree in a way that could cost data:
     then nothing is deleted.
     """
-    report = GCReport(engine.runtime.random_bytes(8).hex(), dry_run=options.dry_run)
+    run = GCRun(engine.runtime.random_bytes(8), options.actor)
+    report = GCReport(run.run.hex(), dry_run=options.dry_run)
     started = engine.runtime.monotonic()
     deadline = None if options.max_seconds is None else started + options.max_seconds
     budget = Budget(options.max_bytes, deadline, engine.runtime.monotonic)
@@ -103,16 +105,16 @@ def collect(engine: Engine, options: Options, progress: Progress = no_progress) 
     engine.check_writable()
     if not options.incremental:
         report.marked_nodes = _check_counts(engine, report, progress)
-    report.purged = _purge_due(engine, options.actor)
+    report.purged = _purge_due(engine, run)
     plan = _plan(engine, options)
     report.packs = list(plan.fates)
-    done = retire(engine, plan, budget, progress)
+    done = retire(engine, plan, budget, run, progress)
     report.retired_packs, report.freed_chunks = done.packs, done.chunks
     report.repacked_bytes = done.copied
     report.errors += done.errors
     listed = listed_packs(engine)
     orphans_until = engine.runtime.now() - options.orphan_age if options.orphan_age else ANY_AGE
-    report.condemned_packs = len(condemn_orphans(engine, listed, orphans_until))
+    report.condemned_packs = len(condemn_orphans(engine, listed, orphans_until, run))
     ended = ended_packs(engine, listed)
     if any(row.since + options.grace <= engine.runtime.now() for _, row in ended):
         # The veto: nothing is deleted unless everything reachable has a home elsewhere, as of now.
@@ -127,16 +129,35 @@ def collect(engine: Engine, options: Options, progress: Progress = no_progress) 
         report.pending_until = from_micros(max(when for _, _, when in freed.pending))
     report.kept_by = _kept(engine, _plan(engine, options), report.pending_bytes, dry_run=False)
     _sweep_temporary(engine, options)
+    _sum_up(engine, run, report)
     return report
 
 
-def _purge_due(engine: Engine, actor: str) -> list[str]:
+def _sum_up(engine: Engine, run: GCRun, report: GCReport) -> None:
+    """Write what the run did into the log, if it did anything."""
+    totals = {
+        "purged": len(report.purged),
+        "freed_chunks": report.freed_chunks,
+        "retired_packs": report.retired_packs,
+        "condemned_packs": report.condemned_packs,
+        "reclaimed_packs": report.reclaimed_packs,
+        "reclaimed_bytes": report.reclaimed_bytes,
+        "repacked_bytes": report.repacked_bytes,
+        "freed_bytes": report.freed_bytes,
+        "pending_bytes": report.pending_bytes,
+    }
+    if any(value for key, value in totals.items() if key != "pending_bytes"):
+        summary = json.dumps(totals, sort_keys=True).encode()
+        engine.commit(lambda _: (replace(run, summary=summary),))
+
+
+def _purge_due(engine: Engine, run: GCRun) -> list[str]:
     labels: list[str] = []
 
     def build(tables: Tables) -> Sequence[Record]:
-        found = due(tables, actor)
+        found = due(tables, run.actor)
         labels[:] = found.versions
-        return found.records
+        return (run, *found.records) if found.records else ()
 
     engine.commit(build)
     return labels

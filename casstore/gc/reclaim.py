@@ -12,7 +12,7 @@ from casstore.backend import ObjectInfo
 from casstore.engine import Engine
 from casstore.format.layout import PACK_PREFIX, pack_key, pack_of
 from casstore.gc.retire import Budget
-from casstore.model import Condemn, PackRow, PackState, Progress, Record
+from casstore.model import Condemn, GCRun, PackRow, PackState, Progress, Record
 from casstore.overlay import Tables
 from casstore.state import PACK
 from casstore.view import pack_at
@@ -43,7 +43,7 @@ def listed_packs(engine: Engine) -> dict[bytes, ObjectInfo]:
     return found
 
 
-def condemn_orphans(engine: Engine, listed: dict[bytes, ObjectInfo], older_than: int) -> list[bytes]:
+def condemn_orphans(engine: Engine, listed: dict[bytes, ObjectInfo], older_than: int, run: GCRun) -> list[bytes]:
     """Say in the log that packs it does not know never will be in it. ``older_than``: backend time, µs.
 
     The head is read after the listing, so that a pack committed in between is not among them; and a writer
@@ -63,7 +63,7 @@ def condemn_orphans(engine: Engine, listed: dict[bytes, ObjectInfo], older_than:
 
         def build(tables: Tables, batch: Sequence[bytes] = batch, chosen: list[bytes] = chosen) -> Sequence[Record]:
             chosen[:] = [pack for pack in batch if tables.get(PACK, pack) is None]
-            return [Condemn(pack) for pack in chosen]
+            return [run, *(Condemn(pack) for pack in chosen)] if chosen else []
 
         engine.commit(build)
         condemned += chosen

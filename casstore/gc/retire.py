@@ -21,10 +21,10 @@ from casstore.format.packs import (
 )
 from casstore.format.rows import pack_of_row, refcount
 from casstore.gc.plan import Fate, PackFate, Plan
-from casstore.model import AddPack, ChunkKind, Drop, Location, PackState, Progress, Record, Retire
+from casstore.model import AddPack, ChunkKind, Drop, GCRun, Location, PackState, Progress, Record, Retire
 from casstore.overlay import Tables
 from casstore.pack import Frame, PackWriter, check_chunk, decode_frame, encode_frame
-from casstore.state import CHUNK
+from casstore.state import CHUNK, LOST, NO_PACK
 from casstore.view import children_of, pack_at
 
 DROP_BATCH = 20_000
@@ -65,26 +65,30 @@ class Budget:
         return True
 
 
-def retire(engine: Engine, plan: Plan, budget: Budget, progress: Progress) -> Retired:
-    """Execute a plan. Killed anywhere it leaves at worst packs nobody knows, which the next sweep condemns."""
+def retire(engine: Engine, plan: Plan, budget: Budget, run: GCRun, progress: Progress) -> Retired:
+    """Execute a plan. Killed anywhere it leaves at worst packs nobody knows, which the next sweep condemns.
+
+    ``run`` goes into each transaction, so that the log tells what a run did.
+    """
     done = Retired()
     since = plan.at
-    done.chunks += _drop_nodes(engine, plan.garbage.nodes)
+    # Content that was erased is in no pack, so no pack's end would forget it.
+    erased = plan.garbage.by_pack.get(NO_PACK, [])
+    done.chunks += _drop_nodes(engine, (*plan.garbage.nodes, *erased), run)
     whole = []
     for pack in plan.packs(Fate.RETIRE):
         if budget.spend(pack.size):
             whole.append(pack)
         else:
             done.skipped.append((pack, "the limits of this run"))
-    _retire_whole(engine, plan, whole, done)
+    _retire_whole(engine, plan, whole, run, done)
     for kind in ChunkKind:
-        _repack(
-            engine, plan, [pack for pack in plan.packs(Fate.REPACK) if pack.kind is kind], since, budget, done, progress
-        )
+        chosen = [pack for pack in plan.packs(Fate.REPACK) if pack.kind is kind]
+        _repack(_Job(engine, plan, since, run, done), chosen, budget, progress)
     return done
 
 
-def _drop_nodes(engine: Engine, nodes: Sequence[bytes]) -> int:
+def _drop_nodes(engine: Engine, nodes: Sequence[bytes], run: GCRun) -> int:
     """Forget dead nodes, parents first, so that what only they held is free."""
     dropped = 0
     for at in range(0, len(nodes), DROP_BATCH):
@@ -93,7 +97,7 @@ def _drop_nodes(engine: Engine, nodes: Sequence[bytes]) -> int:
 
         def build(tables: Tables, batch: Sequence[bytes] = batch, chosen: list[bytes] = chosen) -> Sequence[Record]:
             chosen[:] = _droppable(tables, batch)
-            return (Drop(tuple(chosen)),) if chosen else ()
+            return (run, Drop(tuple(chosen))) if chosen else ()
 
         engine.commit(build)
         dropped += len(chosen)
@@ -116,7 +120,7 @@ def _droppable(tables: Tables, digests: Iterable[bytes]) -> list[bytes]:
     return chosen
 
 
-def _retire_whole(engine: Engine, plan: Plan, chosen: Sequence[PackFate], done: Retired) -> None:
+def _retire_whole(engine: Engine, plan: Plan, chosen: Sequence[PackFate], run: GCRun, done: Retired) -> None:
     """Retire packs in which nothing is live: one small transaction each, no copying."""
     dropped: dict[bytes, int] = {}
 
@@ -130,7 +134,7 @@ def _retire_whole(engine: Engine, plan: Plan, chosen: Sequence[PackFate], done: 
             if len(dead) != row.placed:
                 return ()  # something in it was revived
             dropped[pack.pack] = len(dead)
-            return (*((Drop(tuple(dead)),) if dead else ()), Retire(pack.pack, ()))
+            return (run, *((Drop(tuple(dead)),) if dead else ()), Retire(pack.pack, ()))
 
         return build
 
@@ -166,15 +170,19 @@ class _Source:
     live: list[bytes]
 
 
-def _repack(
-    engine: Engine,
-    plan: Plan,
-    chosen: Sequence[PackFate],
-    since: int,
-    budget: Budget,
-    done: Retired,
-    progress: Progress,
-) -> None:
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What moving content out of packs works with."""
+
+    engine: Engine
+    plan: Plan
+    since: int
+    run: GCRun
+    done: Retired
+
+
+def _repack(job: _Job, chosen: Sequence[PackFate], budget: Budget, progress: Progress) -> None:
+    engine, done = job.engine, job.done
     batch: list[_Source] = []
     mover: _Mover | None = None
     for position, fate in enumerate(chosen):
@@ -193,15 +201,15 @@ def _repack(
                 done.errors.append(f"pack {fate.pack.hex()} is left as it is: {error}")
             # What was taken of this one is a harmless second copy; the packs before it are finished.
             if batch:
-                _flush(engine, plan, mover, batch, since, done)
+                _flush(job, mover, batch)
             mover, batch = None, []
             continue
         batch.append(source)
         if mover.size >= engine.config.pack_bytes:
-            _flush(engine, plan, mover, batch, since, done)
+            _flush(job, mover, batch)
             batch, mover = [], None
     if mover is not None and batch:
-        _flush(engine, plan, mover, batch, since, done)
+        _flush(job, mover, batch)
 
 
 def _ended(engine: Engine, pack: bytes) -> bool:
@@ -218,7 +226,7 @@ def _open(engine: Engine, fate: PackFate) -> _Source:
         live = [
             digest
             for digest, row in ((d, tables.get(CHUNK, d)) for d in dict.fromkeys(footer.content.digests))
-            if row is not None and pack_of_row(row) == fate.pack and refcount(row)
+            if row is not None and pack_of_row(row) == fate.pack and refcount(row) and tables.get(LOST, digest) is None
         ]
     return _Source(fate, footer, live)
 
@@ -311,8 +319,9 @@ class _Mover:
         return sealed.record
 
 
-def _flush(engine: Engine, plan: Plan, mover: _Mover, batch: list[_Source], since: int, done: Retired) -> None:
+def _flush(job: _Job, mover: _Mover, batch: list[_Source]) -> None:
     """Commit one new pack and the end of the packs it empties, together."""
+    done = job.done
     added = mover.publish()
     ended: list[PackFate] = []
     dropped = 0
@@ -324,7 +333,7 @@ def _flush(engine: Engine, plan: Plan, mover: _Mover, batch: list[_Source], sinc
         retires: list[Record] = []
         copied = set(added.content.digests) if added is not None else set()
         for source in batch:
-            outcome = _still_right(tables, plan, source, copied)
+            outcome = _still_right(tables, job.plan, source, copied)
             if outcome is None:
                 continue
             dead, moved = outcome
@@ -334,10 +343,10 @@ def _flush(engine: Engine, plan: Plan, mover: _Mover, batch: list[_Source], sinc
         dropped = len(drops)
         if not retires:
             return ()
-        head: list[Record] = [] if added is None else [added]
+        head: list[Record] = [job.run] if added is None else [job.run, added]
         return (*head, *((Drop(tuple(drops)),) if drops else ()), *retires)
 
-    engine.commit(build, packs_since=since)
+    job.engine.commit(build, packs_since=job.since)
     if added is not None:
         done.copied += added.size
     done.packs += len(ended)
