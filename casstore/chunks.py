@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
 from dataclasses import dataclass, field
 
@@ -98,6 +98,17 @@ class ChunkReader:
         for digest in wanted:
             result.failed[digest] = ChunkMissingError(
                 f"chunk {digest.hex()} is {self._explain(digest)}", hint="casstore fsck", digest=digest.hex()
+            )
+        return result
+
+    def fetch_at(self, places: Mapping[bytes, Location]) -> Fetched:
+        """Chunks at places the view does not know (any more), verified like all others."""
+        result = Fetched()
+        for digest in self._read(list(places.items()), result):
+            result.failed[digest] = ChunkMissingError(
+                f"pack {places[digest].pack.hex()}, which held chunk {digest.hex()}, is gone",
+                hint="casstore why",
+                digest=digest.hex(),
             )
         return result
 

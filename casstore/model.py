@@ -125,6 +125,8 @@ class GCRun:
 
     run: bytes
     actor: str
+    start: int
+    """position of the log when the run began"""
     summary: bytes = b""
     """canonical JSON with the run's totals, in its last transaction"""
 

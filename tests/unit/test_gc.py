@@ -39,6 +39,7 @@ from casstore.errors import (
 from casstore.format.layout import pack_key
 from casstore.format.rows import refcount, with_refcount
 from casstore.gc.mark import find_drift, mark
+from casstore.model import GCRun
 from casstore.overlay import Tables
 from casstore.state import CHUNK, ZERO
 from casstore.testing.checks import check_no_garbage, read_files, recount, stored_digests
@@ -952,11 +953,11 @@ def test_plan_and_execute_share_snapshot(world: World, store: Store, monkeypatch
     writer = world.open()
     before = world.size()
     module = importlib.import_module("casstore.gc.retire")
-    real: Callable[[Engine, Sequence[bytes]], int] = module._drop_nodes
+    real: Callable[[Engine, Sequence[bytes], GCRun], int] = module._drop_nodes
 
-    def late(engine: Engine, nodes: Sequence[bytes]) -> int:
+    def late(engine: Engine, nodes: Sequence[bytes], run: GCRun) -> int:
         log(writer, {"x": BLOB}, "d")
-        return real(engine, nodes)
+        return real(engine, nodes, run)
 
     monkeypatch.setattr(module, "_drop_nodes", late)
     store.gc(grace=0, max_waste=0.0)
