@@ -14,6 +14,7 @@ FORMAT_VERSION = 1
 FORMAT_KEY = "format"
 LOG_PREFIX = "log/"
 PACK_PREFIX = "packs/"
+CHECKPOINT_PREFIX = "checkpoints/"
 CHUNKERS = ("fastcdc-2020", "fixed")
 
 
@@ -31,6 +32,17 @@ def log_seq(key: str) -> int | None:
 def floor_key(number: int) -> str:
     """Key of the n-th truncation marker. Reserved: this version never writes one."""
     return f"{LOG_PREFIX}floor/{number:020d}"
+
+
+def checkpoint_key(seq: int, name: bytes) -> str:
+    """Key of the manifest of a checkpoint; keys of its parts go on after a dot."""
+    return f"{CHECKPOINT_PREFIX}{seq:020d}-{name.hex()}"
+
+
+def checkpoint_seq(key: str) -> int | None:
+    """The position of the checkpoint whose manifest a key names, or None if it is not one."""
+    name, _, rest = key.removeprefix(CHECKPOINT_PREFIX).partition("-")
+    return int(name) if len(name) == 20 and name.isdigit() and len(rest) == 16 else None
 
 
 def pack_key(pack: bytes) -> str:
@@ -124,6 +136,7 @@ def decode_store(data: bytes) -> StoreConfig:
 
 
 __all__ = [
+    "CHECKPOINT_PREFIX",
     "CHUNKERS",
     "FORMAT_KEY",
     "FORMAT_VERSION",
@@ -131,6 +144,8 @@ __all__ = [
     "PACK_PREFIX",
     "ChunkerParams",
     "check_config",
+    "checkpoint_key",
+    "checkpoint_seq",
     "decode_store",
     "encode_store",
     "floor_key",

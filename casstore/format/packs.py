@@ -62,11 +62,11 @@ def frame_header(codec: int, raw: int, payload: Buffer) -> bytes:
 def parse_frame(data: Buffer, raw: int, what: str) -> tuple[int, memoryview]:
     """Codec and payload of a frame whose plaintext must have ``raw`` bytes. Raises `IntegrityError`."""
     if len(data) < FRAME_HEADER.size:
-        raise IntegrityError(f"{what} is cut short", hint="casstore fsck --read-data")
+        raise IntegrityError(f"{what} is cut short", hint="casstore fsck --read-data --repair")
     codec, length, check = FRAME_HEADER.unpack_from(data)
     payload = memoryview(data)[FRAME_HEADER.size :]
     if length != raw or checksum64(payload) != check:
-        raise IntegrityError(f"{what} is damaged", hint="casstore fsck --read-data")
+        raise IntegrityError(f"{what} is damaged", hint="casstore fsck --read-data --repair")
     return codec, payload
 
 

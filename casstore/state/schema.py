@@ -51,6 +51,8 @@ TABLES = (
     LOST,
 )
 
+LOCAL = b"local/"
+"""keys in `META` that say something of this replica only, and are not part of the state"""
 NO_PACK = bytes(16)
 """where content is that was erased on request"""
 ANY = -2
@@ -120,6 +122,8 @@ def state_hash(tables: Tables) -> bytes:
     total = 0
     for table in TABLES:
         for key, value in tables.scan(table):
+            if table == META and key.startswith(LOCAL):
+                continue
             item = b"".join((table.encode(), b"\0", len(key).to_bytes(2, "big"), key, value))
             total += int.from_bytes(seal(item), "big")
     return (total % (1 << 256)).to_bytes(32, "big")
