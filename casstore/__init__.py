@@ -17,10 +17,13 @@ from importlib import import_module
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from casstore.ageing import ExpiredVersion, ExpireReport, RetainedVersion, RetentionReport, TtlChange
     from casstore.artifact import Artifact
     from casstore.checkout import DownloadReport
+    from casstore.collection import Collection
     from casstore.comparing import Diff
     from casstore.config import ChunkerParams, Runtime, Settings, StoreConfig
+    from casstore.deletion import BulkDeletion, CollectionDeletion, Plan
     from casstore.digest import Digest
     from casstore.errors import (
         AliasGuardError,
@@ -44,8 +47,12 @@ if TYPE_CHECKING:
         InvalidPathError,
         InvalidSizeError,
         LimitError,
+        NameTakenError,
         NotFoundError,
+        ParentDeletedError,
         PathConflictError,
+        ProtectedError,
+        QuotaExceededError,
         ReadOnlyError,
         RefusedError,
         StaleBaseError,
@@ -59,9 +66,11 @@ if TYPE_CHECKING:
         VersionNotFoundError,
     )
     from casstore.gc import GCReport
-    from casstore.model import Entry
-    from casstore.policy import INHERIT, Policy
+    from casstore.model import INHERIT, Entry
+    from casstore.pin import PinInfo
+    from casstore.policy import Policy
     from casstore.scrub import FsckReport
+    from casstore.selection import Where
     from casstore.store import Store
     from casstore.trash import TrashItem
     from casstore.version import Deletion, Version
@@ -76,9 +85,12 @@ __all__ = [
     "ArtifactFinalizedError",
     "ArtifactNotLoggedError",
     "BackendError",
+    "BulkDeletion",
     "CasstoreError",
     "ChunkMissingError",
     "ChunkerParams",
+    "Collection",
+    "CollectionDeletion",
     "CollectionNotFoundError",
     "ConfirmationRequired",
     "ConflictError",
@@ -89,6 +101,8 @@ __all__ = [
     "DownloadReport",
     "Entry",
     "EntryNotFoundError",
+    "ExpireReport",
+    "ExpiredVersion",
     "FormatError",
     "FsckReport",
     "GCDisabledError",
@@ -100,11 +114,19 @@ __all__ = [
     "InvalidPathError",
     "InvalidSizeError",
     "LimitError",
+    "NameTakenError",
     "NotFoundError",
+    "ParentDeletedError",
     "PathConflictError",
+    "PinInfo",
+    "Plan",
     "Policy",
+    "ProtectedError",
+    "QuotaExceededError",
     "ReadOnlyError",
     "RefusedError",
+    "RetainedVersion",
+    "RetentionReport",
     "Runtime",
     "Settings",
     "StaleBaseError",
@@ -114,32 +136,45 @@ __all__ = [
     "StoreNotFoundError",
     "TransientBackendError",
     "TrashItem",
+    "TtlChange",
     "TypeConflictError",
     "UnsupportedFormatError",
     "UnsupportedSchemeError",
     "VerificationError",
     "Version",
     "VersionNotFoundError",
+    "Where",
 ]
 
 _HOMES = {
     "Artifact": "artifact",
+    "BulkDeletion": "deletion",
     "ChunkerParams": "config",
+    "Collection": "collection",
+    "CollectionDeletion": "deletion",
     "Deletion": "version",
     "Diff": "comparing",
     "Digest": "digest",
     "DownloadReport": "checkout",
     "Entry": "model",
+    "ExpireReport": "ageing",
+    "ExpiredVersion": "ageing",
     "FsckReport": "scrub",
     "GCReport": "gc",
-    "INHERIT": "policy",
+    "INHERIT": "model",
+    "Plan": "deletion",
+    "PinInfo": "pin",
     "Policy": "policy",
+    "RetainedVersion": "ageing",
+    "RetentionReport": "ageing",
     "Runtime": "config",
     "Settings": "config",
     "Store": "store",
     "StoreConfig": "config",
     "TrashItem": "trash",
+    "TtlChange": "ageing",
     "Version": "version",
+    "Where": "selection",
 }
 """where names live that are not errors"""
 

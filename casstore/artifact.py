@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import timedelta
 from typing import IO, BinaryIO, Protocol
 
 from casstore.digest import Buffer
@@ -26,8 +27,16 @@ from casstore.errors import (
     InvalidInputError,
     PathConflictError,
 )
-from casstore.model import Entry, EntryKind, JsonMap
-from casstore.names import canonical_metadata, check_description, check_name, check_path, check_type, is_text
+from casstore.model import INHERIT, Entry, EntryKind, Inherit, JsonMap
+from casstore.names import (
+    canonical_metadata,
+    check_description,
+    check_name,
+    check_path,
+    check_type,
+    is_text,
+    ttl_seconds,
+)
 from casstore.sources import (
     EmptyDirectory,
     Globs,
@@ -112,6 +121,7 @@ class Artifact:
         self._base: Base | None = None
         self._project: str | None = None
         self._finalized = False
+        self._ttl: timedelta | Inherit | None = INHERIT
 
     def __repr__(self) -> str:
         return (
@@ -148,6 +158,19 @@ class Artifact:
     def metadata(self, metadata: JsonMap | None) -> None:
         canonical_metadata(metadata)
         self._metadata = dict(metadata or {})
+
+    @property
+    def ttl(self) -> timedelta | Inherit | None:
+        """Time to live of the version it becomes: whole seconds up to 100 years, None (never), INHERIT (the default).
+
+        `log_artifact` can say otherwise. Raises `InvalidInputError` when it is assigned.
+        """
+        return self._ttl
+
+    @ttl.setter
+    def ttl(self, ttl: timedelta | Inherit | None) -> None:
+        ttl_seconds(ttl)
+        self._ttl = ttl
 
     @property
     def base(self) -> str | None:

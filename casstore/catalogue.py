@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from casstore.config import from_micros
@@ -15,20 +16,25 @@ from casstore.errors import (
     CollectionNotFoundError,
     InvalidInputError,
     NotFoundError,
+    ParentDeletedError,
+    ProtectedError,
     StaleBaseError,
+    TypeConflictError,
     VersionNotFoundError,
 )
+from casstore.expiry import Terms, highest_visible, is_gone, resolve_latest, revived, terms_in_force, terms_now
 from casstore.format.rows import decode_row, u64
 from casstore.model import (
     AliasChange,
     CollectionRow,
     DropAlias,
     PinRow,
+    Protect,
     Purge,
+    PurgeCollection,
     Record,
     Restore,
     SetAlias,
-    SetPolicy,
     Trash,
     Unpin,
     UpdateVersion,
@@ -37,7 +43,7 @@ from casstore.model import (
 )
 from casstore.names import LATEST, CollectionName, Reference, check_aliases, parse_reference
 from casstore.overlay import Tables
-from casstore.state import ALIAS, ANY, PIN, alias_target, aliases_of, head_of
+from casstore.state import ALIAS, ANY, PIN, POLICY, alias_target, aliases_of, head_of
 from casstore.view import (
     alias_changes,
     collection_name,
@@ -50,6 +56,8 @@ from casstore.view import (
 )
 
 DAY = 86_400_000_000
+BY_COLLECTION = "collection"
+"""`VersionRow.trashed_by` of what was trashed with its collection"""
 SIMILAR = 3
 SCANNED_NAMES = 1000
 
@@ -73,52 +81,85 @@ def full_name(row: CollectionRow) -> CollectionName:
     return CollectionName.parse(row.name)
 
 
-def find_collection(tables: Tables, name: CollectionName) -> CollectionRow:
-    """A collection. Raises `CollectionNotFoundError` with names that are near."""
+def find_collection(tables: Tables, name: CollectionName, *, hidden: bool = False) -> CollectionRow:
+    """A collection; with ``hidden``, also one that is in the trash or was purged. Raises `CollectionNotFoundError`."""
     row = collection_named(tables, str(name))
-    if row is None:
-        known = [full_name(c).short for c, _ in zip(collections(tables), range(SCANNED_NAMES), strict=False)]
+    if row is not None and row.state is VersionState.TRASHED and not hidden:
+        raise CollectionNotFoundError(
+            f"collection {name.short} is in the trash", hint=f"casstore trash restore {name.short}"
+        )
+    if row is None or (row.state is VersionState.PURGED and not hidden):
+        shown = (c for c in collections(tables) if c.state is VersionState.COMMITTED)
+        known = [full_name(c).short for c, _ in zip(shown, range(SCANNED_NAMES), strict=False)]
         near = difflib.get_close_matches(name.short, known, SIMILAR)
         hint = f"did you mean {', '.join(near)}?" if near else "casstore ls"
         raise CollectionNotFoundError(f"there is no collection {name.short!r}", hint=hint)
     return row
 
 
-def find(tables: Tables, reference: Reference, *, states: Sequence[VersionState] = (VersionState.COMMITTED,)) -> Found:
-    """The version a reference means. Raises `CollectionNotFoundError`, `VersionNotFoundError`."""
+def find(
+    tables: Tables,
+    reference: Reference,
+    *,
+    states: Sequence[VersionState] = (VersionState.COMMITTED,),
+    terms: Terms | None = None,
+) -> Found:
+    """The version a reference means. Raises `CollectionNotFoundError`, `VersionNotFoundError`.
+
+    With ``terms``, as readers see it: a version past its time is not there, and ``latest`` passes over it.
+    """
     name = reference.collection
-    collection = find_collection(tables, name)
-    version = _select(tables, collection, reference, states)
+    collection = find_collection(tables, name, hidden=VersionState.TRASHED in states)
+    version = _select(tables, collection, reference, states, terms)
     if version is None:
-        raise VersionNotFoundError(f"there is no version {reference}", hint=_near(tables, collection, reference))
+        raise VersionNotFoundError(f"there is no version {reference}", hint=_near(tables, collection, reference, terms))
+    if terms is not None and is_gone(tables, terms, collection, version):
+        raise _expired(Found(name, collection, version))
     if version.state not in states:
-        raise _wrong_state(Found(name, collection, version))
+        raise wrong_state(Found(name, collection, version))
     return Found(name, collection, version)
 
 
 def _select(
-    tables: Tables, collection: CollectionRow, reference: Reference, states: Sequence[VersionState]
+    tables: Tables,
+    collection: CollectionRow,
+    reference: Reference,
+    states: Sequence[VersionState],
+    terms: Terms | None,
 ) -> VersionRow | None:
     number = reference.number
     if reference.digest is not None:
         root = Digest.parse(reference.digest).value
-        return next((v for v in with_root(tables, collection.id, root) if v.state in states), None)
+        found = [v for v in with_root(tables, collection.id, root) if v.state in states]
+        seen = (v for v in found if terms is None or not is_gone(tables, terms, collection, v))
+        return next(seen, found[0] if found else None)
     if number is None:
-        number = alias_target(tables, collection.id, reference.selector or LATEST)
+        alias = reference.selector or LATEST
+        number = alias_target(tables, collection.id, alias)
+        if terms is not None and alias == LATEST:
+            number = resolve_latest(tables, terms, collection, number)
     return None if number is None else version_at(tables, collection.id, number)
 
 
-def _near(tables: Tables, collection: CollectionRow, reference: Reference) -> str:
+def _near(tables: Tables, collection: CollectionRow, reference: Reference, terms: Terms | None) -> str:
     name = reference.collection.short
     newest = next(iter(versions(tables, collection.id, newest_first=True, states=(VersionState.COMMITTED,))), None)
     if newest is None:
         return f"every version of {name} is deleted: casstore trash ls"
+    if terms is not None and highest_visible(tables, terms, collection) is None:
+        return f"every version has expired or is deleted: casstore ttl {name}:v{newest.number} none"
     known = [key[8:].decode() for key, _ in tables.scan(ALIAS, prefix=u64(collection.id))]
     near = difflib.get_close_matches(reference.selector or "", known, SIMILAR)
     return f"did you mean {', '.join(f'{name}:{alias}' for alias in near)}?" if near else f"casstore ls {name}"
 
 
-def _wrong_state(found: Found) -> VersionNotFoundError:
+def wrong_state(found: Found) -> VersionNotFoundError:
+    """What to raise for a version that is not in the state it is wanted in."""
+    if found.version.state is VersionState.TRASHED and found.collection.state is VersionState.TRASHED:
+        name = found.name.short
+        return VersionNotFoundError(
+            f"{found.label} is in the trash, and its collection is, too", hint=f"casstore trash restore {name}"
+        )
     if found.version.state is VersionState.TRASHED:
         return VersionNotFoundError(f"{found.label} is in the trash", hint=f"casstore trash restore {found.label}")
     if found.version.state is VersionState.PURGED:
@@ -126,12 +167,33 @@ def _wrong_state(found: Found) -> VersionNotFoundError:
     return VersionNotFoundError(f"{found.label} is not in the trash", hint=f"casstore rm {found.label}")
 
 
-def lookup(engine: Engine, reference: str) -> Found:
-    """The committed version a reference means, at the head of the log."""
+def _expired(found: Found) -> VersionNotFoundError:
+    return VersionNotFoundError(
+        f"{found.label} has expired",
+        hint=f"casstore ttl {found.label} none brings it back, until a sweep takes it to the trash",
+    )
+
+
+def lookup(
+    engine: Engine,
+    reference: str,
+    *,
+    expired: bool = False,
+    states: Sequence[VersionState] = (VersionState.COMMITTED,),
+) -> Found:
+    """The version a reference means, at the head of the log; with ``expired`` also one past its time."""
     parsed = parse_reference(reference)
     engine.view.refresh()
     with engine.view.read() as tables:
-        return find(tables, parsed)
+        return find(tables, parsed, states=states, terms=None if expired else terms_now(engine, tables))
+
+
+def is_readable(engine: Engine, found: Found) -> bool:
+    """Whether readers see a version, at the position the view has."""
+    if found.version.state is not VersionState.COMMITTED:
+        return False
+    with engine.view.read() as tables:
+        return not is_gone(tables, terms_now(engine, tables), collection_of(tables, found.version), found.version)
 
 
 # --- aliases and labels --------------------------------------------------------------------------
@@ -227,9 +289,12 @@ def update_labels(
 def _still(tables: Tables, found: Found) -> Found:
     version = version_at(tables, found.collection.id, found.version.number)
     assert version is not None
+    collection = collection_of(tables, version)
     if version.state is not VersionState.COMMITTED:
-        raise _wrong_state(Found(found.name, found.collection, version))
-    return Found(found.name, found.collection, version)
+        raise wrong_state(Found(found.name, collection, version))
+    if is_gone(tables, terms_in_force(tables), collection, version):
+        raise _expired(Found(found.name, collection, version))
+    return Found(found.name, collection, version)
 
 
 def history(engine: Engine, name: CollectionName, alias: str | None) -> list[AliasChange]:
@@ -245,7 +310,10 @@ def history(engine: Engine, name: CollectionName, alias: str | None) -> list[Ali
 def move_to_trash(
     engine: Engine, found: Found, *, delete_aliases: bool, trash_days: float, reason: str, actor: str
 ) -> bool:
-    """Trash a version; False if it is in the trash already. Raises `AliasGuardError`, `VersionNotFoundError`."""
+    """Trash a version; False if it is in the trash already.
+
+    Raises `ProtectedError`, `AliasGuardError`, `VersionNotFoundError`.
+    """
     already = False
 
     def build(tables: Tables) -> Sequence[Record]:
@@ -256,8 +324,12 @@ def move_to_trash(
         if already:
             return ()
         if version.state is VersionState.PURGED:
-            raise _wrong_state(Found(found.name, found.collection, version))
-        aliases = tuple(a for a in aliases_of(tables, version.collection, version.number) if a != LATEST)
+            raise wrong_state(Found(found.name, found.collection, version))
+        held = aliases_of(tables, version.collection, version.number)
+        why = protection(collection_of(tables, version), version, held, protected_aliases(tables))
+        if why:
+            raise ProtectedError(f"{found.label} {why}", hint=f"casstore unprotect {found.label}")
+        aliases = tuple(a for a in held if a != LATEST)
         if aliases and not delete_aliases:
             raise AliasGuardError(
                 f"{found.label} has the aliases {', '.join(aliases)}",
@@ -271,15 +343,81 @@ def move_to_trash(
     return not already
 
 
+def collection_of(tables: Tables, version: VersionRow) -> CollectionRow:
+    """The collection a version is in, in any state."""
+    row = collection_named(tables, collection_name(tables, version.collection))
+    assert row is not None
+    return row
+
+
+def protected_aliases(tables: Tables) -> frozenset[str]:
+    """Aliases that protect the version they are on, by the store's policy."""
+    row = tables.get(POLICY, b"protected_aliases")
+    return frozenset() if row is None else frozenset(json.loads(row) or ())
+
+
+def protection(
+    collection: CollectionRow, version: VersionRow, held: Sequence[str], by_alias: frozenset[str] = frozenset()
+) -> str:
+    """Why a version may not be deleted, to follow its name in a sentence; empty if it may.
+
+    ``held``: its aliases; ``by_alias``: see `protected_aliases`.
+    """
+    if version.protected:
+        return f"is protected: {version.protected}"
+    if collection.protected:
+        return f"is in a protected collection: {collection.protected}"
+    guards = sorted(by_alias.intersection(held))
+    return f"has the protected alias {', '.join(guards)}" if guards else ""
+
+
+def protect(engine: Engine, name: CollectionName, number: int, reason: str, actor: str) -> None:
+    """Protect a version, or with number -1 a collection, from deletion; reason "" lifts that.
+
+    Raises `VersionNotFoundError`, `CollectionNotFoundError`.
+    """
+
+    def build(tables: Tables) -> Sequence[Record]:
+        collection = find_collection(tables, name)
+        if number < 0:
+            now = collection.protected
+        else:
+            version = version_at(tables, collection.id, number)
+            assert version is not None
+            now = _still(tables, Found(name, collection, version)).version.protected
+        return () if now == reason else (Protect(str(name), number, reason, actor),)
+
+    engine.commit(build)
+
+
 def restore(engine: Engine, found: Found, actor: str) -> tuple[str, ...]:
-    """Bring a version back from the trash; returns the aliases it could not have back."""
+    """Bring a version back from the trash; returns the aliases it could not have back.
+
+    Raises `ParentDeletedError` if its collection is in the trash, `VersionNotFoundError` if it is not.
+    """
     lost: tuple[str, ...] = ()
 
     def build(tables: Tables) -> Sequence[Record]:
         nonlocal lost
         version = _in_trash(tables, found)
+        collection = collection_of(tables, version)
+        name = found.name.short
+        if collection.state is VersionState.COMMITTED and collection.type != version.type:
+            raise TypeConflictError(
+                f"{found.label} cannot be restored: {name} was purged, and has type {collection.type!r} by now",
+                hint=f"casstore rm --collection {name}",
+            )
+        if collection.state is not VersionState.COMMITTED:
+            raise ParentDeletedError(
+                f"{found.label} cannot be restored: its collection is in the trash",
+                hint=f"casstore trash restore {name}",
+            )
         lost = tuple(a for a in version.trash_aliases if alias_target(tables, version.collection, a) is not None)
-        return (Restore(str(found.name), version.number, version.trash_seq, actor),)
+        back = replace(version, ttl=0 if version.trashed_by == "ttl" else version.ttl)
+        return (
+            Restore(str(found.name), version.number, version.trash_seq, actor),
+            *revived(terms_in_force(tables), found.name, collection, back, actor),
+        )
 
     engine.commit(build)
     return lost
@@ -299,7 +437,7 @@ def _in_trash(tables: Tables, found: Found) -> VersionRow:
     version = version_at(tables, found.collection.id, found.version.number)
     assert version is not None
     if version.state is not VersionState.TRASHED:
-        raise _wrong_state(Found(found.name, found.collection, version))
+        raise wrong_state(Found(found.name, found.collection, version))
     return version
 
 
@@ -312,17 +450,25 @@ class Due:
 
 
 def due(tables: Tables, actor: str) -> Due:
-    """Trashed versions whose date has come by the ratchet clock, and pins that expired."""
+    """Trashed versions and collections whose date has come by the ratchet clock, and pins that expired."""
     safe = head_of(tables).safe
     records: list[Record] = []
     labels: list[str] = []
+    waiting: set[int] = set()
     for version in trashed(tables):
-        if version.purge_at <= safe:
-            name = CollectionName.parse(collection_name(tables, version.collection))
-            records.append(Purge(str(name), version.number, version.trash_seq, force=False, actor=actor))
-            labels.append(f"{name.short}:v{version.number}")
-    for key, row in tables.scan(PIN):
-        if decode_row(row, PinRow).expires <= safe:
+        if version.purge_at > safe:
+            waiting.add(version.collection)
+            continue
+        name = CollectionName.parse(collection_name(tables, version.collection))
+        records.append(Purge(str(name), version.number, version.trash_seq, force=False, actor=actor))
+        labels.append(f"{name.short}:v{version.number}")
+    for row in collections(tables):
+        # A version that was trashed before it, for longer, keeps the name of its collection.
+        if row.state is VersionState.TRASHED and row.purge_at <= safe and row.id not in waiting:
+            records.append(PurgeCollection(row.name, row.trash_seq, force=False, actor=actor))
+            labels.append(full_name(row).short)
+    for key, pin in tables.scan(PIN):
+        if decode_row(pin, PinRow).expires <= safe:
             records.append(Unpin(key))
     return Due(tuple(records), tuple(labels))
 
@@ -331,8 +477,3 @@ def wall_time(engine: Engine, moment: int) -> datetime:
     """A moment of the ratchet clock, as the clocks of the writers show it."""
     head = engine.view.head()
     return from_micros(moment + head.highest - head.safe)
-
-
-def set_policy(engine: Engine, values: bytes, actor: str) -> None:
-    """Record policy values."""
-    engine.commit(lambda _: (SetPolicy(values, actor),))

@@ -415,6 +415,7 @@ def verify_stored(engine: Engine, found: Found, progress: Progress = no_progress
                     fetched = engine.reader.fetch(digest for _, digest, _ in group)
                     for _, digest, length in group:
                         done += len(fetched.get(digest)) and length
+                    progress("verify", done, found.version.size)
         except IntegrityError as error:
             (missing if error.code == "chunk-missing" else changed).append(entry.path)
         progress("verify", done, found.version.size)

@@ -11,7 +11,16 @@ from collections.abc import Callable, Iterator
 from casstore.backend import Backend
 from casstore.codec import Codec
 from casstore.errors import FormatError, IntegrityError, NotFoundError
-from casstore.format.checkpoints import Manifest, Rows, decode_manifest, decode_part, encode_manifest, encode_part
+from casstore.format.checkpoints import (
+    Manifest,
+    Rows,
+    decode_manifest,
+    decode_part,
+    decode_rows,
+    encode_manifest,
+    encode_part,
+    encode_rows,
+)
 from casstore.format.layout import CHECKPOINT_PREFIX, checkpoint_key, checkpoint_seq
 from casstore.log import Log
 from casstore.model import Progress, no_progress
@@ -39,10 +48,12 @@ class Checkpoints:
         manifest = Manifest(checkpoint_key(head.seq, self._new_name(8)), head.seq, head.chain, state_hash(tables), ())
         sizes: list[int] = []
         for rows in _parts(tables):
-            data = encode_part(self._codec, rows)
+            body = encode_rows(rows)
+            number, stored = self._codec.encode([body])
+            data = encode_part(number, len(body), stored)
             key = manifest.part_key(len(sizes))
             self._backend.create(key, data)
-            if decode_part(self._codec, key, self._backend.read(key)) != [(t, list(pairs)) for t, pairs in rows]:
+            if self._rows(key) != [(table, list(pairs)) for table, pairs in rows]:
                 raise IntegrityError(f"part {key} of a checkpoint is not what was written", hint="check the disk")
             sizes.append(len(data))
             progress("checkpoint", len(sizes), 0)
@@ -84,11 +95,15 @@ class Checkpoints:
 
     def part(self, manifest: Manifest, number: int) -> list[Rows] | None:
         """Rows of a part; None if they cannot be had."""
-        key = manifest.part_key(number)
         try:
-            return decode_part(self._codec, key, self._backend.read(key))
+            return self._rows(manifest.part_key(number))
         except (NotFoundError, IntegrityError, FormatError):
             return None
+
+    def _rows(self, key: str) -> list[Rows]:
+        what = f"part {key} of a checkpoint"
+        number, length, stored = decode_part(self._backend.read(key), what)
+        return decode_rows(self._codec.decode(number, stored, length, what), what)
 
     def remove(self, manifest: str, parts: list[str]) -> None:
         """Delete a checkpoint, the manifest first. Whoever is reading it passes on to another."""

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from casstore.backend import Backend
 from casstore.codec import Codec
 from casstore.digest import Buffer
-from casstore.errors import ChunkMissingError, DigestMismatchError, IntegrityError, NotFoundError
+from casstore.errors import CasstoreError, ChunkMissingError, DigestMismatchError, IntegrityError, NotFoundError
 from casstore.format.layout import pack_key
 from casstore.format.packs import VersionNote
 from casstore.model import AddPack, ChunkKind, Location
@@ -89,7 +89,10 @@ class ChunkReader:
             places = self._locate(wanted)
             unknown = [d for d, place in zip(wanted, places, strict=True) if place is None]
             moved = self._read([(d, p) for d, p in zip(wanted, places, strict=True) if p is not None], result)
+            known = dict(zip(wanted, places, strict=True))
             wanted = unknown + moved
+            if look == 0 and result.failed:
+                wanted += self._healed(known, result)
             if not wanted:
                 return result
             if look < LOOKS - 1:
@@ -97,7 +100,9 @@ class ChunkReader:
                 self._refresh()
         for digest in wanted:
             result.failed[digest] = ChunkMissingError(
-                f"chunk {digest.hex()} is {self._explain(digest)}", hint="casstore fsck", digest=digest.hex()
+                f"chunk {digest.hex()} is {self._explain(digest)}",
+                hint="casstore fsck --read-data --repair",
+                digest=digest.hex(),
             )
         return result
 
@@ -111,6 +116,19 @@ class ChunkReader:
                 digest=digest.hex(),
             )
         return result
+
+    def _healed(self, known: dict[bytes, Location | None], result: Fetched) -> list[bytes]:
+        """Damaged chunks that have another place at the head: somebody stored them again meanwhile."""
+        try:
+            self._refresh()
+        except CasstoreError:
+            return []  # the damage is what is to be told
+        failed = list(result.failed)
+        places = self._locate(failed)
+        again = [digest for digest, place in zip(failed, places, strict=True) if place not in {None, known[digest]}]
+        for digest in again:
+            del result.failed[digest]
+        return again
 
     def get(self, digest: bytes) -> bytes:
         """One chunk. Raises `IntegrityError`."""
@@ -148,7 +166,7 @@ class ChunkReader:
         else:
             result.failed[digest] = DigestMismatchError(
                 f"chunk {digest.hex()} in pack {place.pack.hex()} has other bytes than its name says",
-                hint="casstore fsck --read-data",
+                hint="casstore fsck --read-data --repair",
                 digest=digest.hex(),
             )
 

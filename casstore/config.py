@@ -96,6 +96,8 @@ class Runtime:
     writer: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
     executor: Callable[[int], Executor] | None = None
     """makes the pool of so many workers that a store uses; None: threads"""
+    authorize: Callable[[str, str, str], bool] = lambda *_: True
+    """whether ``actor`` may do ``action`` to ``target``: ``set-ttl``, ``set-default-ttl``, ``expire``, ``retain``"""
 
     def now(self) -> int:
         """The clock in integer microseconds since the epoch."""

@@ -14,6 +14,7 @@ from casstore.errors import FormatError, IntegrityError, InvalidInputError
 from casstore.format.nodes import CHUNK_LIST, encode_chunk, encode_node
 from casstore.model import Entry, EntryKind
 from casstore.names import is_text
+from casstore.pin import LongRead
 from casstore.tree import chunk_list, find, walk
 
 READ_AHEAD = 64 * 1024
@@ -41,7 +42,7 @@ def naming(found: Found, path: str | None = None) -> Iterator[None]:
 def named(error: IntegrityError, found: Found, path: str | None) -> IntegrityError:
     """A copy of an error that says which version and path cannot be read."""
     where = found.label if path is None else f"{found.label}/{path}"
-    copy = type(error)(f"{where}: {error.message}", hint=error.hint or "casstore fsck --read-data")
+    copy = type(error)(f"{where}: {error.message}", hint=error.hint or "casstore fsck --read-data --repair")
     copy.collection, copy.version, copy.path = found.name.short, f"v{found.version.number}", path
     copy.digest = error.digest
     return copy
@@ -173,6 +174,7 @@ class StoredFile(io.RawIOBase, BinaryIO):
         self._found = found
         self._entry = entry
         self._at = 0
+        self._long = LongRead(engine, found, "open file of")
 
     def readable(self) -> bool:
         """Always true."""
@@ -205,6 +207,12 @@ class StoredFile(io.RawIOBase, BinaryIO):
         view[: len(data)] = data
         return len(data)
 
+    def close(self) -> None:
+        """No more reading. Its pin, if reading took long, goes with the next commit: files are closed anywhere."""
+        if not self.closed:
+            self._long.abandon()
+        super().close()
+
     def readall(self) -> bytes:
         """All that is left."""
         return self.read()
@@ -214,6 +222,7 @@ class StoredFile(io.RawIOBase, BinaryIO):
         if self.closed:
             raise ValueError("I/O operation on closed file")
         length = None if size is None or size < 0 else size
+        self._long.touch()
         with naming(self._found, self._entry.path):
             data = read_range(self._engine, self._entry, self._at, length)
         self._at += len(data)

@@ -18,6 +18,7 @@ from dataclasses import dataclass, replace
 from casstore.backend import Backend
 from casstore.backend.hold import Hold, enter, sessions_of
 from casstore.backend.osops import OsOps
+from casstore.checkpoint import Checkpoints
 from casstore.chunks import ChunkReader
 from casstore.codec import ZstdCodec
 from casstore.config import Runtime, Settings, StoreConfig, from_micros
@@ -91,7 +92,8 @@ class Engine:
         self.hash = hash_function(config.digest)
         self.sessions = sessions_of(backend)
         self.log = Log(backend, self.codec)
-        self.view = View(storage, self.log, ops.effect, discard)
+        self.checkpoints = Checkpoints(backend, self.codec, runtime.random_bytes)
+        self.view = View(storage, self.log, ops.effect, discard, self.checkpoints)
         self.reader = ChunkReader(
             backend, self.codec, self.hash, self.view.locate, self.view.refresh, self.executor, self._fate
         )
@@ -334,7 +336,7 @@ class Engine:
     # --- what happened meanwhile
 
     def dropped_between(self, base: int, head: int) -> set[bytes] | None:
-        """Digests that segments base+1 … head dropped, or found lost; None when that is too long ago to tell cheaply."""
+        """Digests that segments base+1 … head dropped or found lost; None when that is too long ago to tell cheaply."""
         if head - base > REMEMBERED_SEGMENTS:
             return None
         dropped: set[bytes] = set()

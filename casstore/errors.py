@@ -298,7 +298,7 @@ class IntegrityError(CasstoreError):
 
     exit_code = 20
     code = "integrity"
-    advice = "casstore fsck --read-data"
+    advice = "casstore fsck --read-data --repair"
 
     def __init__(
         self,

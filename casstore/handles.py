@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import BinaryIO
 
-from casstore import checkout, contents
+from casstore import checkout, contents, pin
 from casstore.catalogue import Found
 from casstore.digest import Digest
 from casstore.engine import Engine
-from casstore.model import Entry
+from casstore.model import Entry, no_progress
 
 
 class EntryReader:
@@ -38,7 +38,9 @@ class EntryReader:
     def download(self, entry: Entry, root: str | None) -> str:
         """See `BlobReader.download`."""
         target = os.path.join("artifacts", f"{self._found.name.name}:v{self._found.version.number}")
-        report = checkout.download(self._engine, self._found, target if root is None else root, path_prefix=entry.path)
+        where = target if root is None else root
+        with pin.reading(self._engine, self._found, "download from", no_progress) as touched:
+            report = checkout.download(self._engine, self._found, where, path_prefix=entry.path, progress=touched)
         return os.path.join(report.path, *entry.path.split("/"))
 
     def name(self, entry: Entry) -> Digest | None:

@@ -7,23 +7,26 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 from casstore.artifact import Artifact, draft_base
 from casstore.chunker import Chunker, chunker_for
 from casstore.digest import Buffer
 from casstore.engine import Engine
-from casstore.errors import ConflictError, InvalidInputError, StaleBaseError, TypeConflictError
+from casstore.errors import ConflictError, InvalidInputError, NameTakenError, StaleBaseError, TypeConflictError
+from casstore.expiry import Terms, expires, resolve_latest, terms_in_force, visible
 from casstore.format.nodes import CHUNK_LIST
 from casstore.format.packs import VersionNote
 from casstore.model import (
+    CollectionRow,
     Entry,
     EntryKind,
     Progress,
     PutVersion,
     Record,
     SetAlias,
+    SetTtl,
     Unpin,
     UpdateVersion,
     VersionRow,
@@ -69,6 +72,8 @@ class LogRequest:
     update: bool
     actor: str
     pin: bytes | None
+    admit: Callable[[Tables, int], None] | None = None
+    """raises if packs of so many bytes may not be added to a state"""
 
 
 @dataclass(slots=True)
@@ -121,7 +126,10 @@ def ingest(engine: Engine, artifact: Artifact, request: LogRequest, progress: Pr
             )
 
         def records(tables: Tables) -> Sequence[Record] | None:
-            return _records(tables, artifact, request, session.tree, metadata, decision)
+            found = _records(tables, artifact, request, session.tree, metadata, decision)
+            if found is not None and request.admit is not None:
+                request.admit(tables, writer.pending_bytes)
+            return found
 
         done = writer.commit(records, session.restore, notes)
     except BaseException:
@@ -149,19 +157,26 @@ def check_type(engine: Engine, artifact: Artifact, request: LogRequest) -> None:
     """Refuse a wrong type before anything is read. Raises `TypeConflictError`."""
     engine.view.refresh()
     with engine.view.read() as tables:
-        _collection_id(tables, artifact, request)
+        _collection(tables, artifact, request)
 
 
-def _collection_id(tables: Tables, artifact: Artifact, request: LogRequest) -> int | None:
+def _collection(tables: Tables, artifact: Artifact, request: LogRequest) -> CollectionRow | None:
     collection = collection_named(tables, str(request.collection))
-    if collection is None:
-        return None
+    if collection is None or collection.state is VersionState.PURGED:
+        # A name that is free again may get another type.
+        return collection
+    if collection.state is VersionState.TRASHED:
+        name = request.collection.short
+        raise NameTakenError(
+            f"{name} is taken by a collection in the trash",
+            hint=f"casstore trash restore {name}, or casstore trash purge {name}",
+        )
     if collection.type != artifact.type:
         raise TypeConflictError(
             f"collection {request.collection.short} has type {collection.type!r}, not {artifact.type!r}",
             hint="log to another name, or with the collection's type",
         )
-    return collection.id
+    return collection
 
 
 def _records(
@@ -169,8 +184,11 @@ def _records(
 ) -> Sequence[Record] | None:
     """The records this log needs on the state at hand; None when it needs none."""
     name = str(request.collection)
-    identifier = _collection_id(tables, artifact, request)
-    latest = None if identifier is None else alias_target(tables, identifier, LATEST)
+    collection = _collection(tables, artifact, request)
+    terms = terms_in_force(tables)
+    latest = None if collection is None else alias_target(tables, collection.id, LATEST)
+    if collection is not None:
+        latest = resolve_latest(tables, terms, collection, latest)
     decision.number, decision.latest_before, decision.ignored = None, latest, ()
     if request.strict_base is not None and latest != request.strict_base:
         raise StaleBaseError(
@@ -181,9 +199,10 @@ def _records(
     unpin: list[Record] = []
     if request.pin is not None and tables.get(PIN, request.pin) is not None:
         unpin.append(Unpin(request.pin))
-    hit = None if identifier is None else _hit(tables, identifier, latest, tree.root, request.dedup)
+    hit = None if collection is None else _hit(tables, terms, collection, latest, tree.root, request.dedup)
     if hit is not None:
-        assert identifier is not None
+        assert collection is not None
+        identifier = collection.id
         decision.number = hit.number
         check_aliases({*request.aliases, *aliases_of(tables, identifier, hit.number)} - {LATEST})
         aliases = [*request.aliases, LATEST] if request.move_latest else list(request.aliases)
@@ -193,6 +212,7 @@ def _records(
             if alias_target(tables, identifier, alias) != hit.number
         ]
         moves += _labels(request, name, hit, artifact, metadata, decision)
+        moves += _time_to_live(terms, request, collection, hit, decision)
         return [*moves, *unpin] or None
     version = PutVersion(
         collection=name,
@@ -212,17 +232,20 @@ def _records(
     return [version, *unpin]
 
 
-def _hit(tables: Tables, collection: int, latest: int | None, root: bytes, dedup: str) -> VersionRow | None:
+def _hit(
+    tables: Tables, terms: Terms, collection: CollectionRow, latest: int | None, root: bytes, dedup: str
+) -> VersionRow | None:
     """The committed version this content is already, if the rules let it be that one."""
     if dedup == "never":
         return None
     if latest is not None:
-        version = version_at(tables, collection, latest)
+        version = version_at(tables, collection.id, latest)
         if version is not None and version.state is VersionState.COMMITTED and version.root == root:
             return version
     if dedup == "any":
-        found = [v for v in with_root(tables, collection, root) if v.state is VersionState.COMMITTED]
-        return found[-1] if found else None
+        found = [v for v in with_root(tables, collection.id, root) if v.state is VersionState.COMMITTED]
+        seen = list(visible(tables, terms, collection, found))
+        return seen[-1] if seen else None
     return None
 
 
@@ -253,6 +276,19 @@ def _labels(
             request.tags if "tags" in different else None,
         )
     ]
+
+
+def _time_to_live(
+    terms: Terms, request: LogRequest, collection: CollectionRow, hit: VersionRow, decision: _Decision
+) -> list[Record]:
+    """As `_labels`, for a time to live that was given; one that is over already is only reported."""
+    if request.ttl in {-1, hit.ttl}:
+        return []
+    moment = expires(terms, collection, replace(hit, ttl=request.ttl))
+    if not request.update or (moment is not None and moment <= terms.safe):
+        decision.ignored += ("ttl",)
+        return []
+    return [SetTtl(str(request.collection), hit.number, request.ttl, request.actor)]
 
 
 # --- reading -------------------------------------------------------------------------------------
@@ -334,7 +370,7 @@ class _Session:
         lost = [digest for digest in missing if not self.writer.has(digest)]
         if lost:
             raise ConflictError(
-                f"{len(lost)} chunks that the draft took from another version were collected meanwhile",
+                f"{len(lost)} chunks that the draft took from another version were collected or damaged meanwhile",
                 hint="make the draft again",
             )
 

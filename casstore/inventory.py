@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from datetime import datetime
 
-from casstore import catalogue
+from casstore import catalogue, expiry
 from casstore.catalogue import full_name
 from casstore.config import from_micros
 from casstore.engine import Engine
@@ -16,6 +16,7 @@ from casstore.gc.plan import footprint_of, garbage
 from casstore.gc.reclaim import listed_packs
 from casstore.model import PackState, VersionState
 from casstore.names import LATEST
+from casstore.policy import load
 from casstore.state import CHUNK, alias_target
 from casstore.view import collections, packs, trashed, versions
 
@@ -60,7 +61,8 @@ class Usage:
     ``logical``: sum of the sizes of all files of all committed versions; ``unique``: plaintext bytes after
     deduplication; ``stored``: bytes of all packs; ``exclusive``: stored bytes only the committed versions (or
     the one asked about) keep; ``trash``: stored bytes only the trash keeps; ``garbage``: stored bytes nobody
-    needs; ``pending``: stored bytes of packs whose end is in the log; ``other``: log, index and the rest.
+    needs; ``pending``: stored bytes of packs whose end is in the log; ``other``: log, index and the rest. ``quota``:
+    of live packs, at most; None = no limit.
     """
 
     ref: str | None
@@ -76,6 +78,7 @@ class Usage:
     versions: int
     trashed: int
     chunks: int
+    quota: int | None = None
 
     def to_dict(self) -> dict[str, object]:
         """The numbers as JSON values."""
@@ -87,17 +90,18 @@ def list_collections(engine: Engine, kind: str | None, prefix: str) -> Iterator[
     engine.view.refresh()
     with engine.view.read() as tables:
         found = []
+        terms = expiry.terms_now(engine, tables)
         for row in collections(tables):
             name = full_name(row)
+            if row.state is not VersionState.COMMITTED:
+                continue
             if (kind is not None and row.type != kind) or not (
                 name.short.startswith(prefix) or str(name).startswith(prefix)
             ):
                 continue
-            states = Counter(version.state for version in versions(tables, row.id))
-            latest = alias_target(tables, row.id, LATEST)
-            size = 0
-            if latest is not None:
-                size = next(v.size for v in versions(tables, row.id, newest_first=True) if v.number == latest)
+            known = {v.number: v for v in expiry.visible(tables, terms, row, versions(tables, row.id))}
+            states = Counter(version.state for version in known.values())
+            latest = expiry.resolve_latest(tables, terms, row, alias_target(tables, row.id, LATEST))
             found.append(
                 CollectionInfo(
                     name.short,
@@ -106,7 +110,7 @@ def list_collections(engine: Engine, kind: str | None, prefix: str) -> Iterator[
                     states[VersionState.COMMITTED],
                     states[VersionState.TRASHED],
                     None if latest is None else f"v{latest}",
-                    size,
+                    0 if latest is None else known[latest].size,
                 )
             )
     return iter(found)
@@ -182,6 +186,7 @@ def usage(engine: Engine, ref: str | None) -> Usage:
         len(live),
         len(gone),
         chunks,
+        load(engine.view.policy()).quota_bytes,
     )
 
 

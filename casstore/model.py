@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from enum import IntEnum, StrEnum
+from enum import Enum, IntEnum, StrEnum
 from typing import BinaryIO, Protocol
 
 from casstore.digest import Digest
@@ -37,6 +37,16 @@ class VersionState(StrEnum):
     COMMITTED = "COMMITTED"
     TRASHED = "TRASHED"
     PURGED = "PURGED"
+
+
+class Inherit(Enum):
+    """The type of `INHERIT`."""
+
+    INHERIT = "inherit"
+
+
+INHERIT = Inherit.INHERIT
+"""a ttl that is the collection's or the store's"""
 
 
 # --- bytes -------------------------------------------------------------------------------------

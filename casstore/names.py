@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from datetime import timedelta
 from typing import NoReturn
 
 from casstore.digest import ALGORITHMS, digest_size
@@ -20,6 +21,7 @@ from casstore.errors import (
     InvalidPathError,
     LimitError,
 )
+from casstore.model import INHERIT
 
 DEFAULT_NAMESPACE = "default"
 LATEST = "latest"
@@ -40,6 +42,7 @@ MAX_DESCRIPTION_BYTES = 64 * 1024
 MAX_LABELS = 100
 MAX_LABEL = 128
 RESERVED_TYPE_PREFIX = "casstore-"
+MAX_TTL = timedelta(days=36_525)
 
 
 def check_name(name: object, what: str = "artifact name") -> str:
@@ -279,3 +282,16 @@ def check_description(text: object) -> str:
     if size > MAX_DESCRIPTION_BYTES:
         raise LimitError(f"the description has {size} bytes, at most {MAX_DESCRIPTION_BYTES} are allowed")
     return text
+
+
+def ttl_seconds(ttl: object) -> int:
+    """A time to live as the log has it: seconds, 0 = never, -1 = inherit. Raises `InvalidInputError`."""
+    if ttl is INHERIT:
+        return -1
+    if ttl is None:
+        return 0
+    if not isinstance(ttl, timedelta):
+        raise InvalidInputError(f"ttl={ttl!r} is not a timedelta", hint="timedelta, None (never) or INHERIT")
+    if not timedelta(seconds=1) <= ttl <= MAX_TTL or ttl.microseconds:
+        raise InvalidInputError(f"ttl={ttl} must be whole seconds, from one second to a hundred years")
+    return ttl // timedelta(seconds=1)

@@ -8,10 +8,11 @@ from pathlib import Path
 
 from casstore.backend import Backend, is_local, open_backend
 from casstore.backend.osops import OsOps
+from casstore.backend.room import is_full
 from casstore.backend.wrap import ReadOnlyBackend
 from casstore.config import Runtime, Settings, StoreConfig, boot_id, cache_directory, on_network
 from casstore.engine import Engine
-from casstore.errors import AlreadyExistsError, NotFoundError, StoreNotFoundError
+from casstore.errors import AlreadyExistsError, BackendError, NotFoundError, StoreNotFoundError
 from casstore.format.layout import FORMAT_KEY, check_config, decode_store, encode_store
 from casstore.format.rows import VIEW_VERSION
 from casstore.index import LmdbIndex, MemoryIndex
@@ -56,7 +57,7 @@ def open_store(
         engine = Engine(backend, config, MemoryIndex(TABLES), runtime, settings, effects, read_only=read_only)
     else:
         directory = _index_directory(path, config)
-        storage = LmdbIndex.open(directory, TABLES, map_bytes=settings.index_map_bytes, boot_id=boot_id())
+        storage = _index(directory, settings)
 
         def discard(generation: int | None) -> None:
             LmdbIndex.discard(directory, generation)
@@ -69,6 +70,16 @@ def open_store(
         engine.close()
         raise
     return engine
+
+
+def _index(directory: Path, settings: Settings) -> LmdbIndex | MemoryIndex:
+    """The index in a directory; one in memory, made from the log, where there is no room to make or mend it."""
+    try:
+        return LmdbIndex.open(directory, TABLES, map_bytes=settings.index_map_bytes, boot_id=boot_id())
+    except BackendError as error:
+        if not is_full(error):
+            raise
+        return MemoryIndex(TABLES)
 
 
 def _index_directory(path: Path, config: StoreConfig) -> Path:

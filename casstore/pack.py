@@ -64,7 +64,7 @@ def decode_frame(codec: Codec, data: Buffer, raw: int, what: str) -> bytes:
         return codec.decode(number, payload, raw, what)
     except UnsupportedFormatError as error:
         # The log announces what a reader must know; so this is a flipped bit, which must not hide other chunks.
-        raise IntegrityError(f"{error.message}: it is damaged", hint="casstore fsck --read-data") from None
+        raise IntegrityError(f"{error.message}: it is damaged", hint="casstore fsck --read-data --repair") from None
 
 
 def check_chunk(hash_bytes: object, digest: bytes, data: Buffer, what: str) -> None:

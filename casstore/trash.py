@@ -1,31 +1,37 @@
-"""The trash: versions that are hidden, restorable until their date, and then purged by a collection."""
+"""The trash: versions and collections that are hidden, restorable until their date, and then purged."""
 
 from __future__ import annotations
 
 import builtins
+from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 
-from casstore import catalogue
+from casstore import catalogue, deletion
 from casstore.catalogue import Found, full_name
-from casstore.config import from_micros
+from casstore.collection import Collection
+from casstore.config import from_micros, to_micros
 from casstore.engine import Engine
 from casstore.errors import IntegrityError, InvalidInputError, RefusedError, VersionNotFoundError
 from casstore.gc.mark import check_reachable
 from casstore.gc.plan import garbage
-from casstore.model import VersionRow, VersionState
-from casstore.names import parse_reference
+from casstore.model import Purge, Record, VersionRow, VersionState
+from casstore.names import CollectionName, parse_reference
 from casstore.overlay import Tables
-from casstore.state import TRASHED
+from casstore.state import TRASHED, head_of
 from casstore.version import Version
-from casstore.view import collection_name, collection_named, trashed
+from casstore.view import collections, trashed
 
 SORTS = ("purge_at", "trashed_at", "ref")
 
 
 @dataclass(frozen=True, slots=True)
 class TrashItem:
-    """A version in the trash. ``exclusive_bytes``: stored bytes that purging it would free."""
+    """A version in the trash, or a collection with what was trashed with it.
+
+    ``exclusive_bytes``: stored bytes that purging it would free. ``kind``: ``version`` or ``collection``.
+    """
 
     ref: str
     type: str
@@ -36,6 +42,8 @@ class TrashItem:
     reason: str
     size: int
     exclusive_bytes: int
+    kind: str = "version"
+    versions: int = 1
 
     def to_dict(self) -> dict[str, object]:
         """The item as JSON values."""
@@ -49,6 +57,8 @@ class TrashItem:
             "reason": self.reason,
             "size": self.size,
             "exclusive_bytes": self.exclusive_bytes,
+            "kind": self.kind,
+            "versions": self.versions,
         }
 
 
@@ -63,66 +73,119 @@ class Trash:
         if sort not in SORTS:
             raise InvalidInputError(f"sort={sort!r} is not valid", hint=", ".join(SORTS))
         self._engine.view.refresh()
-        items = []
         with self._engine.view.read() as tables:
-            found = [(self._found(tables, v), garbage(tables, [v.root]).stored) for v in trashed(tables)]
-        for item, exclusive in found:
-            version = item.version
+            items = self._items(tables)
+        return sorted(items, key=lambda item: (getattr(item, sort), item.ref))
+
+    def _items(self, tables: Tables) -> builtins.list[TrashItem]:
+        head = head_of(tables)
+        items: builtins.list[TrashItem] = []
+        with_their_collection: set[tuple[int, int]] = set()
+        for row in collections(tables):
+            if row.state is VersionState.TRASHED:
+                unit = deletion.unit(tables, row)
+                with_their_collection.update((version.collection, version.number) for version in unit)
+                items.append(
+                    TrashItem(
+                        full_name(row).short,
+                        row.type,
+                        from_micros(row.trashed),
+                        from_micros(row.purge_at + head.highest - head.safe),
+                        catalogue.BY_COLLECTION,
+                        row.trash_actor,
+                        row.trash_reason,
+                        sum(version.size for version in unit),
+                        garbage(tables, [version.root for version in unit]).stored,
+                        "collection",
+                        len(unit),
+                    )
+                )
+        for version in trashed(tables):
+            if (version.collection, version.number) in with_their_collection:
+                continue
             items.append(
                 TrashItem(
-                    item.label,
+                    self._found(tables, version).label,
                     version.type,
                     from_micros(version.trashed),
-                    catalogue.wall_time(self._engine, version.purge_at),
+                    from_micros(version.purge_at + head.highest - head.safe),
                     version.trashed_by,
                     version.trash_actor,
                     version.trash_reason,
                     version.size,
-                    exclusive,
+                    garbage(tables, [version.root]).stored,
                 )
             )
-        return sorted(items, key=lambda item: (getattr(item, sort), item.ref))
+        return items
 
     def _found(self, tables: Tables, version: VersionRow) -> Found:
-        row = collection_named(tables, collection_name(tables, version.collection))
-        assert row is not None
+        row = catalogue.collection_of(tables, version)
         return Found(full_name(row), row, version)
 
     def __len__(self) -> int:
         self._engine.view.refresh()
         with self._engine.view.read() as tables:
-            return tables.count(TRASHED)
+            hidden = [row for row in collections(tables) if row.state is VersionState.TRASHED]
+            return tables.count(TRASHED) + sum(1 - len(deletion.unit(tables, row)) for row in hidden)
 
-    def restore(self, ref: str) -> Version:
-        """Bring a version back: same number, metadata and tags; aliases that are still free come back.
+    def restore(self, ref: str) -> Any:
+        """Bring back a version, or a collection with what was trashed with it: returns the `Version` or `Collection`.
 
-        Those that belong to another version by now are in ``.aliases_not_restored`` of what is returned.
+        A version has its number, metadata and tags again, and the aliases that are still free; those that belong to
+        another version by now are in ``.aliases_not_restored`` of what is returned.
 
-        Its tree is walked first; `IntegrityError` if something is missing, and it stays in the trash.
-        Raises `VersionNotFoundError` if it is not in the trash.
+        Every tree is walked first; `IntegrityError` if something is missing, and it stays in the trash. Raises
+        `VersionNotFoundError` if it is not in the trash, `ParentDeletedError` if its collection is.
         """
+        name = self._collection(ref)
+        if name is not None:
+            return self._restore_collection(name)
         found = self._lookup(ref)
-        self._check_whole(found)
+        self._check_whole((found.version.root,), found.label, found.name, found.version.number)
         lost = catalogue.restore(self._engine, found, self._engine.runtime.actor)
         return Version(self._engine, catalogue.lookup(self._engine, found.label), aliases_not_restored=lost)
 
-    def _check_whole(self, found: Found) -> None:
-        """Every node and chunk below the root has a place."""
+    def _collection(self, ref: str) -> CollectionName | None:
+        """The name of a collection in the trash, if that is what a reference says."""
+        reference = parse_reference(ref)
+        if reference.selector is not None:
+            return None
+        self._engine.view.refresh()
+        with self._engine.view.read() as tables:
+            row = catalogue.find_collection(tables, reference.collection, hidden=True)
+            if row.state is VersionState.PURGED:
+                catalogue.find_collection(tables, reference.collection)
+        return reference.collection if row.state is VersionState.TRASHED else None
+
+    def _restore_collection(self, name: CollectionName) -> Collection:
+        with self._engine.view.read() as tables:
+            unit = deletion.unit(tables, deletion.trashed_collection(tables, name))
+        self._check_whole(tuple(dict.fromkeys(version.root for version in unit)), name.short, name, None)
+        deletion.restore_collection(self._engine, name)
+        return Collection(self._engine, name)
+
+    def _check_whole(self, roots: tuple[bytes, ...], label: str, name: CollectionName, number: int | None) -> None:
+        """Every node and chunk below the roots has a place."""
         try:
-            check_reachable(self._engine, (found.version.root,))
+            check_reachable(self._engine, roots)
         except IntegrityError as error:
             raise IntegrityError(
-                f"{found.label} stays in the trash: {error.message}",
+                f"{label} stays in the trash: {error.message}",
                 hint="casstore fsck",
-                collection=found.name.short,
-                version=f"v{found.version.number}",
+                collection=name.short,
+                version=None if number is None else f"v{number}",
             ) from None
 
     def purge(self, ref: str) -> str:
         """Drop a trashed version for good, before its date; a collection then frees what only it kept.
 
-        Returns the reference. Raises `RefusedError` if the version is not in the trash.
+        A trashed collection goes with every version of it that is in the trash; its name is free then, its numbers are
+        not used again. Returns the reference. Raises `RefusedError` if it is not in the trash.
         """
+        name = self._collection(ref)
+        if name is not None:
+            deletion.purge_collection(self._engine, name)
+            return name.short
         try:
             found = self._lookup(ref)
         except VersionNotFoundError as error:
@@ -133,17 +196,52 @@ class Trash:
         return found.label
 
     def empty(self, older_than: timedelta | None = None, *, dry_run: bool = False) -> builtins.list[str]:
-        """Purge everything in the trash, or what has been there for some time; returns the references."""
+        """Purge everything in the trash, or what has been there for some time, in one commit; returns the references.
+
+        Collections come without the versions that go with them.
+        """
         if older_than is not None and not isinstance(older_than, timedelta):
             raise InvalidInputError(f"older_than={older_than!r} is not a timedelta")
-        limit = None if older_than is None else self._engine.runtime.clock() - older_than
-        due = [item.ref for item in self.list() if limit is None or item.trashed_at <= limit]
-        return due if dry_run else [self.purge(ref) for ref in due]
+        engine = self._engine
+        limit = None if older_than is None else to_micros(engine.runtime.clock() - older_than)
+        chosen: builtins.list[tuple[int, str]] = []
+
+        def build(tables: Tables) -> Sequence[Record]:
+            chosen.clear()
+            records: builtins.list[Record] = []
+            whole: set[int] = set()
+            for row in collections(tables):
+                if row.state is VersionState.TRASHED and (limit is None or row.trashed <= limit):
+                    whole.add(row.id)
+                    chosen.append((row.purge_at, full_name(row).short))
+                    records += deletion.purge_records(tables, row, engine.runtime.actor)
+            for version in trashed(tables):
+                if version.collection in whole or (limit is not None and version.trashed > limit):
+                    continue
+                if version.trashed_by == catalogue.BY_COLLECTION and self._in_unit(tables, version):
+                    continue  # it goes when its collection goes
+                found = self._found(tables, version)
+                chosen.append((version.purge_at, found.label))
+                records.append(
+                    Purge(str(found.name), version.number, version.trash_seq, force=True, actor=engine.runtime.actor)
+                )
+            return records
+
+        if dry_run:
+            with engine.foresee(build):
+                pass
+        else:
+            engine.commit(build)
+        return [label for _, label in sorted(chosen)]
+
+    def _in_unit(self, tables: Tables, version: VersionRow) -> bool:
+        row = catalogue.collection_of(tables, version)
+        return row.state is VersionState.TRASHED and row.trash_seq == version.trash_seq
 
     def _lookup(self, ref: str) -> Found:
         reference = parse_reference(ref)
         if reference.number is None and reference.digest is None:
-            raise InvalidInputError(f"{ref!r} does not name one version", hint="name:vN")
+            raise InvalidInputError(f"{ref!r} does not name one version", hint="name:vN, or a collection in the trash")
         self._engine.view.refresh()
         with self._engine.view.read() as tables:
             return catalogue.find(tables, reference, states=(VersionState.TRASHED,))

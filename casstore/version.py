@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from casstore import catalogue, checkout, contents
+from casstore import ageing, catalogue, checkout, contents, expiry, pin
 from casstore.artifact import Artifact, draft_of
 from casstore.catalogue import Found
 from casstore.checkout import DownloadReport
@@ -19,7 +19,7 @@ from casstore.engine import Engine
 from casstore.errors import EntryNotFoundError, InvalidInputError, RefusedError
 from casstore.gc.plan import footprint_of, garbage
 from casstore.handles import DraftBase, EntryReader
-from casstore.model import Entry, Pin, Progress, VersionState, no_progress
+from casstore.model import Entry, Inherit, Pin, Progress, VersionState, no_progress
 from casstore.names import (
     LATEST,
     canonical_metadata,
@@ -31,10 +31,8 @@ from casstore.names import (
     is_text,
 )
 from casstore.overlay import Tables
-from casstore.state import aliases_of, head_of
+from casstore.state import aliases_of
 from casstore.view import version_at
-
-DRAFT_PIN = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)
@@ -271,10 +269,72 @@ class Version:
             return aliases_of(tables, self._found.collection.id, self.number)
 
     @property
+    def actor(self) -> str:
+        """Who logged it."""
+        return self._found.version.actor
+
+    @property
+    def protected(self) -> str | None:
+        """Why it may not be deleted; None if nothing says so of this version itself."""
+        return self._found.version.protected or None
+
+    @property
+    def trashed_by(self) -> str | None:
+        """By which route it came into the trash: ``user``, ``ttl``, ``retention`` or ``collection``. None outside."""
+        return self._found.version.trashed_by or None
+
+    @property
+    def trash_reason(self) -> str | None:
+        """Why it was trashed, as far as somebody said so."""
+        return self._found.version.trash_reason or None
+
+    @property
+    def trash_actor(self) -> str | None:
+        """Who trashed it."""
+        return self._found.version.trash_actor or None
+
+    @property
     def ttl(self) -> timedelta | None:
-        """Time to live from creation; None = no end."""
-        seconds = self._found.version.ttl
-        return timedelta(seconds=seconds) if seconds > 0 else None
+        """The time to live in force, from creation, whoever set it; None = never expires."""
+        seconds = self._lifetime()[0].seconds
+        return timedelta(seconds=seconds) if seconds else None
+
+    @property
+    def ttl_source(self) -> str:
+        """Who says so: ``version``, ``collection``, ``store``, or ``none``: nobody does, or its type has none."""
+        return self._lifetime()[0].source
+
+    @property
+    def expires_at(self) -> datetime | None:
+        """When readers see it no more, if nothing holds it; None = never. By the log's clock, so never early (UTC)."""
+        return self._lifetime()[1]
+
+    @property
+    def held_by(self) -> tuple[str, ...]:
+        """What keeps it from expiring, whatever its age: its protection, its collection's, protected aliases."""
+        return self._lifetime()[2]
+
+    def _lifetime(self) -> tuple[expiry.Lifetime, datetime | None, tuple[str, ...]]:
+        engine, version = self._engine, self._found.version
+        engine.view.refresh()
+        with engine.view.read() as tables:
+            collection = catalogue.collection_of(tables, version)
+            terms = expiry.terms_now(engine, tables)
+            moment = expiry.expires(terms, collection, version)
+            return (
+                expiry.lifetime(terms, collection, version),
+                None if moment is None else expiry.wall_time(engine, tables, moment),
+                expiry.holders(tables, terms, collection, version),
+            )
+
+    def set_ttl(self, ttl: timedelta | Inherit | None, allow_immediate: bool = False) -> None:  # noqa: FBT001, FBT002
+        """Set the time to live, counted from creation: a timedelta, None (never) or INHERIT (collection's, store's).
+
+        Whole seconds, up to a hundred years. Raises `RefusedError` if it would have expired by that already, unless
+        ``allow_immediate``, and for types that have none by policy; `VersionNotFoundError` if it is in the trash.
+        """
+        ageing.set_ttl(self._engine, self._found, ttl, allow_immediate=allow_immediate)
+        self.refresh()
 
     def add_alias(self, alias: str, if_on: str | None = None) -> None:
         """Point an alias here, at once. ``if_on``: only if it is on that version (``vN``; ``""`` = absent).
@@ -322,6 +382,20 @@ class Version:
         )
         self.refresh()
 
+    def protect(self, reason: str) -> None:
+        """Keep it from being deleted, by whatever route, until `unprotect`. Raises `InvalidInputError`."""
+        if not check_description(reason).strip():
+            raise InvalidInputError("a protection needs a reason", hint="protect('used by the paper')")
+        self._set_protection(reason)
+
+    def unprotect(self) -> None:
+        """Lift the protection of this version; that of its collection stays."""
+        self._set_protection("")
+
+    def _set_protection(self, reason: str) -> None:
+        catalogue.protect(self._engine, self._found.name, self.number, reason, self._engine.runtime.actor)
+        self.refresh()
+
     def refresh(self) -> None:
         """Look at the head of the log again."""
         self._engine.view.refresh()
@@ -332,6 +406,7 @@ class Version:
 
     def to_dict(self) -> dict[str, object]:
         """The version as JSON values (docs/cli.md, schema ``version``)."""
+        ttl, expires_at, held_by = self._lifetime()
         return {
             "schema": "version/1",
             "ref": self.ref,
@@ -352,6 +427,10 @@ class Version:
             "tags": list(self.tags),
             "description": self.description,
             "metadata": self.metadata,
+            "ttl": None if ttl.seconds == 0 else ttl.seconds,
+            "ttl_source": ttl.source,
+            "expires_at": None if expires_at is None else expires_at.isoformat(),
+            "held_by": list(held_by),
             "base": self.base,
             "actor": self._found.version.actor,
         }
@@ -361,7 +440,7 @@ class Version:
     def _check_readable(self) -> None:
         """A version that was trashed after this object was made is not readable any more."""
         self.refresh()
-        if self.state != VersionState.COMMITTED:
+        if not catalogue.is_readable(self._engine, self._found):
             catalogue.lookup(self._engine, self._found.label)
 
     def _bind(self, entry: Entry) -> Entry:
@@ -451,15 +530,16 @@ class Version:
         """Write the files below a directory (default ``./artifacts/name:vN``); see `checkout.download`."""
         self._check_readable()
         target = os.path.join("artifacts", self.name) if root is None else root
-        return checkout.download(
-            self._engine,
-            self._found,
-            target,
-            path_prefix=path_prefix,
-            glob=glob,
-            overwrite=overwrite,
-            progress=progress,
-        )
+        with pin.reading(self._engine, self._found, "download of", progress) as touched:
+            return checkout.download(
+                self._engine,
+                self._found,
+                target,
+                path_prefix=path_prefix,
+                glob=glob,
+                overwrite=overwrite,
+                progress=touched,
+            )
 
     def file(self, root: str | os.PathLike[str] | None = None) -> str:
         """Download the only file of the version; its local path. Raises `InvalidInputError` for 0 or more."""
@@ -474,9 +554,10 @@ class Version:
         Raises `VerificationError` with every problem: ``.missing``, ``.changed``, ``.extra``.
         """
         self._check_readable()
-        if root is None:
-            return checkout.verify_stored(self._engine, self._found, progress)
-        return checkout.verify_directory(self._engine, self._found, root, progress)
+        with pin.reading(self._engine, self._found, "verification of", progress) as touched:
+            if root is None:
+                return checkout.verify_stored(self._engine, self._found, touched)
+            return checkout.verify_directory(self._engine, self._found, root, touched)
 
     # --- drafts and deletion
 
@@ -488,18 +569,17 @@ class Version:
         """
         self._check_readable()
         engine = self._engine
-        pin = None if engine.read_only else engine.runtime.random_bytes(16)
-        base = DraftBase(engine, self._found, pin)
-        if pin is not None:
-            expires = int(DRAFT_PIN.total_seconds() * 1_000_000)
+        key = None if engine.read_only else engine.runtime.random_bytes(pin.ID_BYTES)
+        base = DraftBase(engine, self._found, key)
+        if key is not None:
             roots = (self._found.version.root,)
-            holder = engine.runtime.writer
+            holder = pin.holder(engine.runtime)
 
             def build(tables: Tables) -> tuple[Pin, ...]:
-                return (Pin(pin, holder, f"draft of {self.ref}", roots, head_of(tables).safe + expires),)
+                return (Pin(key, holder, f"draft of {self.ref}", roots, pin.expiry(tables, pin.DRAFT)),)
 
             engine.commit(build)
-            weakref.finalize(base, engine.abandoned.append, pin).atexit = False
+            weakref.finalize(base, engine.abandoned.append, key).atexit = False
         return draft_of(
             base,
             self.collection,
@@ -522,7 +602,7 @@ class Version:
         delete_aliases: bool = False,  # noqa: FBT001, FBT002
         reason: str = "",
     ) -> Deletion:
-        """Move to the trash. Raises `AliasGuardError` if aliases other than ``latest`` are on it.
+        """Move to the trash. Raises `AliasGuardError` if aliases other than ``latest`` are on it, `ProtectedError`.
 
         ``delete_aliases`` takes them off; a restore gives them back. Deleting again changes nothing.
         """

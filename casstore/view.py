@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TypeVar
 
-from casstore.errors import IntegrityError
-from casstore.format.rows import decode_chunk, decode_row, u64
-from casstore.index import IndexDamagedError
+from casstore.backend.room import is_full
+from casstore.checkpoint import Checkpoints
+from casstore.errors import BackendError, IntegrityError
+from casstore.format.checkpoints import Manifest, Rows
+from casstore.format.rows import decode_chunk, decode_row, encode_row, u64
+from casstore.index import IndexDamagedError, SpillIndex
 from casstore.log import Log
 from casstore.model import (
     AliasChange,
@@ -30,7 +33,10 @@ from casstore.state import (
     CHUNK,
     COLLECTION,
     COLLECTION_NAME,
+    HEAD_KEY,
+    LOCAL,
     LOST,
+    META,
     NODE,
     PACK,
     PIN,
@@ -48,6 +54,11 @@ from casstore.state import (
 
 T = TypeVar("T")
 
+_LOADING = LOCAL + b"loading"
+"""checkpoint and number of the part that comes next, while a view begins with one"""
+_HEAD = LOCAL + b"head"
+_REPLAY = LOCAL + b"replay"
+"""this view is to be made from the log alone"""
 BATCH_SEGMENTS = 64
 BATCH_RECORDS = 50_000
 
@@ -76,14 +87,23 @@ class View:
     """The state at some position of the log, shared by every handle on the host. Thread-safe."""
 
     def __init__(
-        self, storage: Storage, log: Log, effect: Callable[[str], None], discard: Callable[[int | None], None]
+        self,
+        storage: Storage,
+        log: Log,
+        effect: Callable[[str], None],
+        discard: Callable[[int | None], None],
+        checkpoints: Checkpoints | None = None,
     ) -> None:
+        """Without ``checkpoints`` the whole log is folded."""
         self._storage = storage
         self._discard = discard
         self._log = log
         self._effect = effect
+        self._checkpoints = checkpoints
         self.folded = False
         """whether this handle has changed the storage"""
+        self._reached = 0
+        """the highest position this handle has seen: it is never shown an earlier one"""
 
     # --- keeping up
 
@@ -117,6 +137,9 @@ class View:
     def _catch_up(self) -> Head:
         while True:
             head = self.head()
+            if head.seq == 0 and self._checkpoints is not None:
+                self._start(self._checkpoints)
+                head = self.head()
             batch: list[tuple[Segment, bytes]] = []
             weight = 0
             # Segments are read before the write transaction begins: nobody waits on our I/O.
@@ -126,33 +149,105 @@ class View:
                 if len(batch) >= BATCH_SEGMENTS or weight >= BATCH_RECORDS:
                     break
             if not batch:
+                self._reached = max(self._reached, head.seq)
                 return head
             self.fold(batch)
 
-    def fold(self, batch: Sequence[tuple[Segment, bytes]]) -> None:
-        """Apply segments that are in the log, skipping those another handle applied first."""
+    def _start(self, checkpoints: Checkpoints) -> None:
+        """Begin an empty view at the newest checkpoint of the log, if there is one.
 
+        Part by part, a transaction each, so that nobody waits on our I/O; how far it came stands in the view, so that
+        whoever comes next goes on from there, also when this process is stopped or killed.
+        """
+        while True:
+            with self._storage.read() as tables:
+                begun = tables.get(META, _LOADING)
+                if head_of(tables).seq or tables.get(META, _REPLAY) is not None:
+                    return
+            if begun is None:
+                manifest, at = checkpoints.newest(self._log), 0
+                if manifest is None:
+                    return
+            else:
+                key, at = decode_row(begun, tuple[str, int])
+                manifest = checkpoints.read(key)
+            rows = None if manifest is None else checkpoints.part(manifest, at)
+            if manifest is None or rows is None:
+                self._forget()
+                return
+            self._load(manifest, at, rows, begun)
+
+    def _load(self, manifest: Manifest, at: int, rows: Sequence[Rows], begun: bytes | None) -> None:
         def body(tables: Tables) -> None:
-            for segment, chain in batch:
-                if segment.seq == head_of(tables).seq + 1:
-                    apply(tables, segment, chain)
+            if head_of(tables).seq or tables.get(META, _REPLAY) is not None or tables.get(META, _LOADING) != begun:
+                return  # somebody else was faster
+            for table, pairs in rows:
+                for key, value in pairs:
+                    # The head stands for all the rest: it gets its place last.
+                    tables.put(table, _HEAD if table == META and key == HEAD_KEY else key, value)
+            if at + 1 < len(manifest.sizes):
+                tables.put(META, _LOADING, encode_row((manifest.key, at + 1)))
+                return
+            head = tables.get(META, _HEAD)
+            if head is None:
+                raise IntegrityError(f"checkpoint {manifest.key} has no head", hint="casstore index rebuild")
+            tables.put(META, HEAD_KEY, head)
+            tables.delete(META, _HEAD)
+            tables.delete(META, _LOADING)
 
         self.folded = True
         self._storage.update(body)
         self._effect("index-commit")
 
+    def _forget(self) -> None:
+        """Empty the view, to be made from the log alone."""
+
+        def body(tables: Tables) -> bool:
+            if head_of(tables).seq or tables.get(META, _LOADING) is not None:
+                return False
+            tables.put(META, _REPLAY, b"")
+            return True
+
+        while True:
+            try:
+                self._storage.reset()
+            except IndexDamagedError as error:
+                self._discard(error.generation)
+            if self._storage.update(body):
+                return
+
+    def fold(self, batch: Sequence[tuple[Segment, bytes]]) -> None:
+        """Apply segments that are in the log, skipping those another handle applied first."""
+
+        def body(tables: Tables) -> None:
+            if tables.get(META, _LOADING) is not None:
+                return  # another handle has begun with a checkpoint
+            for segment, chain in batch:
+                if segment.seq == head_of(tables).seq + 1:
+                    apply(tables, segment, chain)
+
+        self.folded = True
+        try:
+            self._storage.update(body)
+        except BackendError as error:
+            if not is_full(error):
+                raise
+            # The log is the truth, so what has no room on the disk may as well be in memory.
+            self._storage = SpillIndex(self._storage, lambda tables: head_of(tables).seq)
+            self._storage.update(body)
+        self._reached = max(self._reached, batch[-1][0].seq)
+        self._effect("index-commit")
+
     def rebuild(self) -> Head:
-        """Forget everything and fold the log in again.
+        """Forget everything and fold the log in again, from its beginning: a checkpoint is not believed here.
 
         Raises `IntegrityError`, and keeps the view as it is, when the log cannot be read to its end: then the view
         may know more than can be made again.
         """
         for _ in self._log.after(0):
             pass  # reading proves it
-        try:
-            self._storage.reset()
-        except IndexDamagedError as error:
-            self._discard(error.generation)
+        self._reached = 0
+        self._forget()
         return self.refresh()
 
     def close(self) -> None:
@@ -161,7 +256,21 @@ class View:
 
     def read(self) -> AbstractContextManager[Tables]:
         """A consistent snapshot of the tables. Keep it short."""
-        return self._storage.read()
+        return self._read()
+
+    @contextmanager
+    def _read(self) -> Iterator[Tables]:
+        while True:
+            with self._storage.read() as tables:
+                if head_of(tables).seq >= self._reached:
+                    yield tables
+                    return
+            # Another process is making the view again: what it has so far is the past, and may be none at all.
+            if self.refresh().seq < self._reached:
+                raise IntegrityError(
+                    f"the log ends before segment {self._reached}, seen earlier",
+                    hint="if the log was restored from a copy on purpose: casstore index rebuild",
+                )
 
     def update(self, body: Callable[[Tables], T]) -> T:
         """Change the tables behind the log's back: for tests that damage the view."""
@@ -171,7 +280,7 @@ class View:
 
     def head(self) -> Head:
         """The position of the view."""
-        with self.read() as tables:
+        with self._storage.read() as tables:
             return head_of(tables)
 
     def outcome(self, txid: bytes) -> tuple[int, tuple[int, ...]] | None:

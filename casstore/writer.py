@@ -59,6 +59,8 @@ class Writer:
         }
         self._own: set[bytes] = set()
         self._claims: set[bytes] = set()
+        self._shared: set[bytes] = set()
+        """claims of what this session has not read: the content of nodes that a draft takes over from its base"""
         self._packs: list[AddPack] = []
         self._exposed = False
         """a segment that names the packs may be in the log"""
@@ -76,6 +78,11 @@ class Writer:
     def stored_bytes(self) -> int:
         """Bytes of the packs this session published."""
         return sum(writer.stored_bytes for writer in self._writers.values())
+
+    @property
+    def pending_bytes(self) -> int:
+        """Bytes of the packs that the commit at hand would add."""
+        return sum(pack.size for pack in self._packs)
 
     def missing(self, digests: Sequence[bytes]) -> set[bytes]:
         """Those of some data digests that this session must store; the others become claims."""
@@ -110,7 +117,9 @@ class Writer:
                 self._claims.add(digest)
                 return digest
             # Children that this session did not store are claims too: reused subtrees of a draft's base.
-            self._claims.update(child for child in children if child not in self._own and child not in self._nodes)
+            shared = [d for d in children if d not in self._own and d not in self._nodes and d not in self._claims]
+            self._claims.update(shared)
+            self._shared.update(shared)
         self._nodes[digest] = AddNode(digest, children)
         self._ordered.add(digest)
         if digest not in self._own:
@@ -178,7 +187,10 @@ class Writer:
         self._refused = True  # until it is known that there is something to commit
         extra = more(tables)
         if extra is None:
-            return ()
+            # It is all there already. But what was damaged has been stored again, and heals what is there.
+            if not any(tables.get(LOST, digest) is not None for pack in self._packs for digest in pack.content.digests):
+                return ()
+            extra = ()
         condemned = {pack.pack for pack in self._packs if tables.get(PACK, pack.pack) is not None}
         broken = self._broken_claims(tables)
         if broken or condemned:
@@ -191,13 +203,18 @@ class Writer:
         head = head_of(tables).seq
         dropped = self.engine.dropped_between(self._checked, head) if head > self._checked else set()
         suspects = self._claims if dropped is None else self._claims & dropped
+        # What a draft shares with its base, unread, may be damaged: the new version lacks what the old one lacks.
         return {
-            digest for digest in suspects if tables.get(CHUNK, digest) is None or tables.get(LOST, digest) is not None
+            digest
+            for digest in suspects
+            if tables.get(CHUNK, digest) is None
+            or (digest not in self._shared and tables.get(LOST, digest) is not None)
         }
 
     def _forget(self, broken: _Broken) -> None:
         """Take back claims and packs that do not hold, so that their content is stored again."""
         self._claims -= broken.claims
+        self._shared -= broken.claims
         for pack in self._packs:
             if pack.pack in broken.packs:
                 lost = set(pack.content.digests)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import fcntl
 import json
+import math
 import os
 import sys
 import threading
@@ -79,11 +80,6 @@ class Hold:
         self._forget = forget
         _holds.add(self)
 
-    @property
-    def held(self) -> bool:
-        """False once released."""
-        return self._release is not None
-
     def release(self) -> None:
         """Let go. Once more is fine."""
         with self._lock:
@@ -129,19 +125,26 @@ class LocalSessions:
                     os.close(files.pop())
 
         record = ""
-        with suppress(OSError):  # no such directory, no locks here, …: then nobody is in the way
-            files.append(os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-            try:
-                fcntl.flock(files[0], (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
-            except BlockingIOError:
-                close()
-                return None
-            record = self._record(holder, files)
+        try:
+            with suppress(OSError):  # no such directory, no locks here, …: then nobody is in the way
+                files.append(os.open(self._root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+                try:
+                    fcntl.flock(files[0], (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    close()
+                    return None
+                record = self._record(holder, files)
+        except BaseException:
+            close()
+            raise
 
         def release() -> None:
             if record:
                 with suppress(OSError):
                     os.unlink(record)
+            for descriptor in files:
+                with suppress(OSError):  # a child that is being forked at this moment has a copy of it
+                    fcntl.flock(descriptor, fcntl.LOCK_UN)
             close()
 
         return Hold(release, close)
@@ -242,16 +245,13 @@ def enter(
 ) -> Hold:
     """Hold a store, shared or exclusively, waiting a while for others. Raises `StoreBusyError` naming them."""
     holder = Holder.here(runtime, doing)
-    waited = 0.0
-    while True:
+    # By what was slept, not by a clock: an injected one may stand still.
+    for polls_left in range(math.ceil(busy_seconds / POLL_SECONDS), -1, -1):
         hold = sessions.take(holder, exclusive=exclusive)
         if hold is not None:
             return hold
-        if waited >= busy_seconds:
-            break
-        # By what was slept, not by a clock: an injected one may stand still.
-        runtime.sleep(POLL_SECONDS)
-        waited += POLL_SECONDS
+        if polls_left:
+            runtime.sleep(POLL_SECONDS)
     found = "; ".join(str(other) for other in sessions.holders()) or "another process"
     raise StoreBusyError(
         f"the store is held by {found}",

@@ -134,6 +134,10 @@ class OsOps:
             raise OSError(errno.EIO, os.strerror(errno.EIO), os.fspath(path))
         return done
 
+    def allocate(self, fd: int, path: StrPath, size: int) -> None:
+        """Give an open file blocks of its own for a number of bytes."""
+        self._run("allocate", path, lambda: os.posix_fallocate(fd, 0, size))
+
     def fsync(self, fd: int, path: StrPath) -> None:
         """Make the data of an open file durable, not its name."""
         self._run("fsync", path, lambda: os.fsync(fd))

@@ -20,11 +20,15 @@ import click
 from casstore import __version__
 from casstore.cli.command import BROKEN_PIPE, INTERRUPTED, Group, Session
 from casstore.cli.content import cat, files, get, init, put
+from casstore.cli.deletion import protect, purge_content, quota, unprotect
+from casstore.cli.explaining import doctor, preview, status, why
 from casstore.cli.labels import alias
 from casstore.cli.listing import diff, du, log, ls, show
 from casstore.cli.output import escape
+from casstore.cli.pins import pin
 from casstore.cli.removal import rm, trash
-from casstore.cli.upkeep import fsck, gc, index, policy, verify
+from casstore.cli.retention import expire, retain, ttl
+from casstore.cli.upkeep import ballast, checkpoint, fsck, gc, index, policy, verify
 from casstore.errors import BackendError, CasstoreError
 
 __all__ = ["main"]
@@ -143,6 +147,9 @@ def main() -> None:
 
 for command in (
     *(init, put, get, ls, show, files, cat, diff, rm, trash),
-    *(gc, verify, fsck, alias, log, du, index, policy),
+    *(gc, ballast, verify, fsck, alias, log, du, index, checkpoint, policy),
+    *(protect, unprotect, quota, purge_content),
+    *(preview, why, status, doctor, ttl, expire, retain),
+    pin,
 ):
     main.add_command(command)

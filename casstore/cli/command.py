@@ -189,6 +189,41 @@ class Group(click.Group):
         _write_exits(formatter, EXITS)
 
 
+class DefaultGroup(Group):
+    """A group that is a command, too: without the name of a command below it, the one called ``default`` is meant.
+
+    Its help shows the options of that command beside the others.
+    """
+
+    def __init__(self, *args: Any, default: str, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.default = default
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Put the name of the default command where that of a command would be, if there is none."""
+        at = 0
+        taking = {name for option in self.params for name in option.opts if isinstance(option, click.Option)}
+        while at < len(args):
+            word = args[at]
+            if word in self.commands or word in ctx.help_option_names:
+                return super().parse_args(ctx, args)
+            if word.partition("=")[0] not in taking:
+                break
+            at += 2 if word == "--store" else 1
+        if at > len(args):
+            return super().parse_args(ctx, args)
+        return super().parse_args(ctx, [*args[:at], self.default, *args[at:]])
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The options of the default command, then the other commands."""
+        self.commands[self.default].format_options(ctx, formatter)
+        self.format_commands(ctx, formatter)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """The exit codes of the default command."""
+        self.commands[self.default].format_epilog(ctx, formatter)
+
+
 def _write_exits(formatter: click.HelpFormatter, exits: Mapping[int, str]) -> None:
     with formatter.section("Exit codes"):
         formatter.write_dl([(str(code), meaning) for code, meaning in exits.items()])

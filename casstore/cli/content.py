@@ -8,20 +8,18 @@ import base64
 import os
 import sys
 from collections.abc import Iterator
-from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import click
 
 from casstore.cli.command import Command, Session
 from casstore.cli.upkeep import report_verification
-from casstore.cli.values import Size, TimeToLive, parse_duration, parse_metadata
+from casstore.cli.values import Size, TimeToLive, parse_metadata, parse_ttl
 from casstore.errors import EntryNotFoundError, InvalidInputError
 
 if TYPE_CHECKING:
     from casstore.artifact import Artifact
     from casstore.model import Entry
-    from casstore.policy import Inherit
     from casstore.version import Version
 
 BLOCK = 3 * 1024 * 1024
@@ -143,7 +141,7 @@ def put(
                 artifact,
                 aliases=aliases,
                 tags=tags,
-                ttl=_time_to_live(ttl),
+                ttl=parse_ttl(ttl),
                 dedup=dedup,
                 base=base,
                 project=f"{target.entity}/{target.project}",
@@ -152,14 +150,6 @@ def put(
                 progress=progress,
             )
         _report(session, version)
-
-
-def _time_to_live(text: str) -> timedelta | Inherit | None:
-    from casstore.policy import INHERIT
-
-    if text == "inherit":
-        return INHERIT
-    return None if text == "none" else parse_duration(text)
 
 
 def _plan(session: Session, artifact: Artifact, name: str) -> None:

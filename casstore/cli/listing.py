@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from datetime import timedelta
 from typing import TYPE_CHECKING
 
 import click
 
 from casstore.cli.command import Command, Session
+from casstore.cli.deletion import forecast_lines
+from casstore.cli.explaining import deletion_lines
 from casstore.cli.output import columns, human, pairs
+from casstore.cli.values import Duration
 from casstore.errors import CollectionNotFoundError, InvalidInputError, InvalidNameError
 
 if TYPE_CHECKING:
@@ -149,10 +153,17 @@ def _beside(a: str, b: str) -> str:
 
 @click.command(cls=Command, exits={10: "no such version"})
 @click.argument("ref", required=False)
+@click.option("--forecast", type=Duration(), help="Instead: what collections can free within so long, such as 30d.")
 @click.pass_obj
-def du(session: Session, /, *, ref: str | None) -> None:
+def du(session: Session, /, *, ref: str | None, forecast: timedelta | None) -> None:
     """Count bytes, of the store or of one version: what is needed, by whom, and what is garbage."""
+    if ref is not None and forecast is not None:
+        raise InvalidInputError("--forecast is of the whole store")
     with session.store() as store:
+        if forecast is not None:
+            found = store.forecast(forecast)
+            session.data("forecast", found.to_dict(), lambda: pairs(forecast_lines(found)))
+            return
         values = store.du(ref).to_dict()
         counts = ("versions", "trashed", "chunks")
         session.data(
@@ -163,7 +174,7 @@ def du(session: Session, /, *, ref: str | None) -> None:
                 [
                     (name, "" if name in counts else human(int(str(value))), value)
                     for name, value in values.items()
-                    if name != "ref"
+                    if name != "ref" and value is not None
                 ],
                 "size bytes",
             ),
@@ -172,10 +183,16 @@ def du(session: Session, /, *, ref: str | None) -> None:
 
 @click.command(cls=Command)
 @click.option("-n", "limit", metavar="N", type=click.IntRange(min=1), help="Only the newest N. Default: all.")
+@click.option("--deletions", is_flag=True, help="Instead: what was deleted, restored and collected, by whom and why.")
 @click.pass_obj
-def log(session: Session, /, *, limit: int | None) -> None:
+def log(session: Session, /, *, limit: int | None, deletions: bool) -> None:
     """List the commits of the store, newest first."""
     with session.store() as store:
+        if deletions:
+            records = store.deletions(limit)
+            values = {"deletions": [record.to_dict() for record in records]}
+            session.data("deletions", values, lambda: deletion_lines(records))
+            return
         found = store.log(limit=limit)
         session.data(
             "log",

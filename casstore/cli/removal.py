@@ -23,20 +23,46 @@ if TYPE_CHECKING:
 @click.command(
     cls=Command,
     exits={
-        10: "no such version",
-        14: "not confirmed (no --yes and no terminal), or aliases are in the way; nothing was changed",
+        10: "no such version or collection",
+        13: "with --where: the store changed between the question and the answer",
+        14: "not confirmed, protected, or aliases are in the way; nothing was changed",
     },
 )
-@click.argument("refs", metavar="REF...", nargs=-1, required=True)
+@click.argument("refs", metavar="[REF...]", nargs=-1)
+@click.option("--where", metavar="EXPR", help="All versions that match; REF is a collection then, or left out.")
+@click.option("--collection", metavar="NAME", help="A whole collection, as one unit.")
 @click.option("--delete-aliases", is_flag=True, help="Also versions that have aliases other than latest.")
 @click.option("--dry-run", is_flag=True, help="Say what would be moved to the trash, and change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--confirm", metavar="NAME", help="The name of the collection, once more; its aliases may go then.")
 @click.option("--reason", metavar="TEXT", default="", help="Why, for the record.")
 @click.pass_obj
 def rm(
-    session: Session, /, *, refs: tuple[str, ...], delete_aliases: bool, dry_run: bool, yes: bool, reason: str
+    session: Session,
+    /,
+    *,
+    refs: tuple[str, ...],
+    where: str | None,
+    collection: str | None,
+    delete_aliases: bool,
+    dry_run: bool,
+    yes: bool,
+    confirm: str | None,
+    reason: str,
 ) -> None:
-    """Move versions to the trash, from where they can be restored. Asks first; see --yes."""
+    """Move versions to the trash, from where they can be restored. Asks first; see --yes and --confirm."""
+    from casstore.cli.deletion import remove_collection, remove_where
+
+    if (where is not None) + (collection is not None) + bool(refs and where is None) != 1:
+        raise InvalidInputError("say what: REF..., or --where EXPR [COLLECTION], or --collection NAME")
+    if confirm is not None and collection is None:
+        raise InvalidInputError("--confirm goes with --collection", hint="--yes")
+    if where is not None:
+        remove_where(session, where, refs, delete_aliases=delete_aliases, dry_run=dry_run, yes=yes, reason=reason)
+        return
+    if collection is not None:
+        remove_collection(session, collection, confirm, delete_aliases=delete_aliases, dry_run=dry_run, reason=reason)
+        return
     with session.store() as store:
         # References are resolved before the first change: `latest` moves when a version goes.
         chosen = list({version.ref: version for version in (_find(store, ref) for ref in refs)}.values())
@@ -46,7 +72,7 @@ def rm(
         if not yes:
             names = ", ".join(version.ref for version in chosen)
             session.ask(f"Move {names} to the trash? [y/N]", ("y", "Y", "yes"), "--yes")
-        _trash(session, chosen, reason, delete_aliases=delete_aliases)
+        _trash(session, store, chosen, reason, delete_aliases=delete_aliases)
 
 
 def _find(store: Store, ref: str) -> Version:
@@ -101,27 +127,24 @@ def _foretell(session: Session, chosen: list[Version], *, delete_aliases: bool) 
             session.note(f"{version.ref} would be refused: it has the aliases {', '.join(_guards(version))}")
 
 
-def _trash(session: Session, chosen: list[Version], reason: str, *, delete_aliases: bool) -> None:
+def _trash(session: Session, store: Store, chosen: list[Version], reason: str, *, delete_aliases: bool) -> None:
+    aliases = [_guards(version) for version in chosen]
+    moved = store.plan_delete([version.ref for version in chosen], delete_aliases, reason).apply().refs
     rows: list[dict[str, object]] = []
-    try:
-        # What the library is going to refuse comes first, so that nothing has been changed by then.
-        for version in sorted(chosen, key=lambda version: not _guards(version)):
-            aliases = _guards(version)
-            done = version.delete(delete_aliases, reason)
-            rows.append(
-                {
-                    "ref": done.ref,
-                    "trashed_at": done.trashed_at.isoformat(),
-                    "purge_at": done.purge_at.isoformat(),
-                    "exclusive_bytes": done.exclusive_bytes,
-                    "shared_bytes": done.shared_bytes,
-                    "already_in_trash": done.already_in_trash,
-                    "aliases": aliases,
-                }
-            )
-    finally:
-        if rows:
-            session.data("rm", {"dry_run": False, "versions": rows}, lambda: _lines(rows))
+    for version, guards in zip(chosen, aliases, strict=True):
+        done = version.delete()  # changes nothing any more
+        rows.append(
+            {
+                "ref": done.ref,
+                "trashed_at": done.trashed_at.isoformat(),
+                "purge_at": done.purge_at.isoformat(),
+                "exclusive_bytes": done.exclusive_bytes,
+                "shared_bytes": done.shared_bytes,
+                "already_in_trash": done.ref not in moved,
+                "aliases": guards,
+            }
+        )
+    session.data("rm", {"dry_run": False, "versions": rows}, lambda: _lines(rows))
 
 
 @click.group(cls=Group)
@@ -173,41 +196,54 @@ def _days_left(items: list[TrashItem]) -> list[float]:
     return [max(0.0, round((item.purge_at - now) / timedelta(days=1), 1)) for item in items]
 
 
-@trash.command(name="restore", exits={10: "no such version in the trash", 20: "its content is not whole: it stays"})
+@trash.command(
+    name="restore",
+    exits={
+        10: "no such version or collection in the trash",
+        14: "the collection of the version is in the trash",
+        20: "its content is not whole: it stays",
+    },
+)
 @click.argument("refs", metavar="REF...", nargs=-1, required=True)
 @click.pass_obj
 def trash_restore(session: Session, /, *, refs: tuple[str, ...]) -> None:
-    """Bring versions back: same numbers, metadata and tags, and those of their aliases that are free."""
+    """Bring versions back: same numbers, metadata and tags, and those of their aliases that are free.
+
+    The name of a collection in the trash brings it back with what was trashed with it.
+    """
+    from casstore.version import Version
+
     with session.store() as store:
         rows: list[dict[str, object]] = []
         try:
             for ref in refs:
                 restored = store.trash.restore(ref)
-                lost = list(restored.aliases_not_restored)
-                aliases = list(restored.aliases)
-                rows.append({"ref": restored.ref, "aliases": aliases, "aliases_not_restored": lost})
+                kind = "version" if isinstance(restored, Version) else "collection"
+                lost = list(restored.aliases_not_restored) if kind == "version" else []
+                aliases = list(restored.aliases) if kind == "version" else []
+                rows.append({"ref": str(restored), "kind": kind, "aliases": aliases, "aliases_not_restored": lost})
                 if lost:
-                    session.note(f"{restored.ref}: {', '.join(lost)} belong to another version by now")
+                    session.note(f"{restored}: {', '.join(lost)} belong to another version by now")
         finally:
             if rows:
                 session.data("trash-restore", {"restored": rows}, lambda: [str(row["ref"]) for row in rows])
 
 
-@trash.command(name="purge", exits={10: "no such version", 14: "not confirmed, or not in the trash"})
-@click.argument("ref")
-@click.option("--confirm", metavar="NAME:vN", help="The version, once more.")
+@trash.command(name="purge", exits={10: "no such version or collection", 14: "not confirmed, or not in the trash"})
+@click.argument("ref", metavar="REF|COLLECTION")
+@click.option("--confirm", metavar="NAME[:vN]", help="Its name, once more.")
 @click.option("--dry-run", is_flag=True, help="Say what would be purged, and change nothing.")
 @click.pass_obj
 def trash_purge(session: Session, /, *, ref: str, confirm: str | None, dry_run: bool) -> None:
-    """Drop one version in the trash for good; a collection then frees what only it needed.
+    """Drop one version, or collection, in the trash for good; a gc then frees what only it needed.
 
-    Needs --confirm with the name of the version; on a terminal, it asks for it.
+    Needs --confirm with its name; on a terminal, it asks for it.
     """
     from casstore.names import parse_reference
 
     reference = parse_reference(ref)
-    label = str(reference)
-    if reference.number is None:
+    label = reference.collection.short if reference.selector is None else str(reference)
+    if reference.number is None and reference.selector is not None:
         raise InvalidInputError(f"{ref!r} does not name one version", hint="name:vN")
     hint = f"--confirm {label}"
     if not dry_run and confirm is None:

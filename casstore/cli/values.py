@@ -1,16 +1,21 @@
 """Values typed on the command line: sizes, durations, times to live, metadata."""
 
+# ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
+
 from __future__ import annotations
 
 import json
 import re
 from collections.abc import Sequence
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from casstore.errors import InvalidInputError, InvalidMetadataError, InvalidSizeError
+
+if TYPE_CHECKING:
+    from casstore.model import Inherit
 
 _SIZE = re.compile(r"([0-9]{1,18})(B|[kMGT]B|[KMGT]iB)")
 _FACTORS: dict[str, int] = {
@@ -18,6 +23,7 @@ _FACTORS: dict[str, int] = {
     **{f"{letter}B": 1000**power for power, letter in enumerate("kMGT", 1)},
     **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", 1)},
 }
+_PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%")
 _DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
@@ -44,13 +50,33 @@ def parse_duration(text: str) -> timedelta:
 
 
 class Size(click.ParamType[int]):
-    """A number of bytes."""
+    """A number of bytes; a word given as ``none`` means 0."""
 
     name = "size"
 
+    def __init__(self, none: str | None = None) -> None:
+        self._none = none
+
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         """Read it."""
-        return value if isinstance(value, int) else parse_size(value)
+        if isinstance(value, int):
+            return value
+        return 0 if value == self._none else parse_size(value)
+
+
+class Percent(click.ParamType[float]):
+    """A share: ``5%`` or ``0.1%``, as a number from 0 to 1."""
+
+    name = "percent"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        """Read it."""
+        if isinstance(value, float):
+            return value
+        match = _PERCENT.fullmatch(value)
+        if match is None or not 0 < float(match[1]) <= 100:
+            raise InvalidInputError(f"{value!r} is not a share", hint="such as 1%, 0.5% or 100%")
+        return float(match[1]) / 100
 
 
 class Duration(click.ParamType[timedelta]):
@@ -78,6 +104,15 @@ class TimeToLive(click.ParamType[str]):
         if value not in {"none", "inherit"}:
             parse_duration(value)
         return str(value)
+
+
+def parse_ttl(text: str) -> timedelta | Inherit | None:
+    """A time to live: a duration, ``none`` (never) or ``inherit``. Raises `InvalidInputError`."""
+    from casstore.model import INHERIT
+
+    if text == "inherit":
+        return INHERIT
+    return None if text == "none" else parse_duration(text)
 
 
 def parse_metadata(assignments: Sequence[str], path: str | None) -> dict[str, object]:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import msgspec
 
-from casstore.codec import Codec
 from casstore.errors import FormatError
 from casstore.format.guard import guard, unguard
 from casstore.format.rows import VIEW_VERSION
@@ -60,21 +59,28 @@ def decode_manifest(key: str, data: bytes) -> Manifest | None:
     return Manifest(key, seq, chain, state_hash, sizes)
 
 
-def encode_part(codec: Codec, rows: Iterable[Rows]) -> bytes:
-    """Some rows."""
-    body = msgspec.msgpack.encode([[table, list(pairs)] for table, pairs in rows])
-    number, stored = codec.encode([body])
-    return guard(PART_MAGIC, msgspec.msgpack.encode([number, len(body), stored]))
+def encode_rows(rows: Iterable[Rows]) -> bytes:
+    """What a part holds."""
+    return msgspec.msgpack.encode([[table, list(pairs)] for table, pairs in rows])
 
 
-def decode_part(codec: Codec, key: str, data: bytes) -> list[Rows]:
-    """Read rows. Raises `IntegrityError`, `FormatError`."""
-    what = f"part {key} of a checkpoint"
-    payload, _ = unguard(PART_MAGIC, data, what)
+def decode_rows(body: bytes, what: str) -> list[Rows]:
+    """Read what a part holds. Raises `FormatError`."""
     try:
-        number, length, stored = msgspec.msgpack.decode(payload, type=tuple[int, int, bytes])
-        body = codec.decode(number, stored, length, what)
-        found: list[Rows] = list(msgspec.msgpack.decode(body, type=list[tuple[str, list[tuple[bytes, bytes]]]]))
+        return list(msgspec.msgpack.decode(body, type=list[tuple[str, list[tuple[bytes, bytes]]]]))
     except msgspec.MsgspecError:
         raise FormatError(f"{what} is not valid", hint="casstore checkpoint") from None
-    return found
+
+
+def encode_part(codec: int, length: int, stored: bytes) -> bytes:
+    """A part. ``stored``: stored form of an `encode_rows` of ``length`` bytes."""
+    return guard(PART_MAGIC, msgspec.msgpack.encode([codec, length, stored]))
+
+
+def decode_part(data: bytes, what: str) -> tuple[int, int, bytes]:
+    """Read a part: codec, length, stored form. Raises `IntegrityError`, `FormatError`."""
+    payload, _ = unguard(PART_MAGIC, data, what)
+    try:
+        return msgspec.msgpack.decode(payload, type=tuple[int, int, bytes])
+    except msgspec.MsgspecError:
+        raise FormatError(f"{what} is not valid", hint="casstore checkpoint") from None

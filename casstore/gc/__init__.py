@@ -7,26 +7,30 @@ and a walk over the trees finds a home elsewhere for everything that is reachabl
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from concurrent.futures import Executor
 from dataclasses import asdict, dataclass, field, replace
 from datetime import datetime
 
+from casstore.backend import ObjectInfo
+from casstore.backend.room import is_full
 from casstore.catalogue import due
+from casstore.checkpointing import is_due, make_checkpoint
 from casstore.config import from_micros, system_micros
 from casstore.engine import Engine
-from casstore.errors import IntegrityError
-from casstore.gc.mark import find_drift, mark
-from casstore.gc.plan import Fate, Limits, PackFate, Plan, garbage, make_plan
+from casstore.errors import BackendError
+from casstore.expiry import sweep, terms_in_force, tick
+from casstore.gc.account import Account, Reason, account_for
+from casstore.gc.clearance import check_counts, clear
+from casstore.gc.plan import Fate, Limits, PackFate, Plan, make_plan
 from casstore.gc.reclaim import condemn_orphans, ended_packs, listed_packs, reclaim
 from casstore.gc.retire import Budget, predicted, retire
-from casstore.model import GCRun, Progress, Record, no_progress
+from casstore.gc.room import ANY_AGE, Room
+from casstore.model import GCRun, Progress, Purge, Record, no_progress
 from casstore.overlay import Tables
 from casstore.state import head_of
-from casstore.view import trashed
 
 TEMPORARY_AGE = 48 * 3600 * 1_000_000
-ANY_AGE = 1 << 62
-"""later than any file is from: clocks may be wrong or injected"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +45,10 @@ class Options:
     max_bytes: int | None
     max_seconds: float | None
     actor: str
+    offline: bool = False
+    """have the store alone"""
+    executor: Executor | None = None
+    """reads nodes for the mark"""
 
 
 @dataclass(slots=True)
@@ -50,7 +58,10 @@ class GCReport:
     ``freed_bytes``: by which the store got smaller for good: bytes deleted less their content that was copied.
     ``reclaimed_bytes``: bytes deleted. ``repacked_bytes``: bytes written to move live content.
     ``pending_bytes``: free, but kept for the grace, the last of it until ``pending_until``.
-    ``kept_by``: why bytes are still there.
+    ``kept_by``: why bytes are still there, each under one reason (`casstore.gc.account`): they add up to the bytes of
+    all packs less ``doubled_bytes``, which are in packs in their grace, but whose content is in others by now. With
+    what was freed, they add up to what they did before. ``errors``: what is damaged. ``notes``: what else was out of
+    the ordinary, such as content that was not moved because the disk is full.
     """
 
     run_id: str
@@ -65,9 +76,13 @@ class GCReport:
     pending_bytes: int = 0
     pending_until: datetime | None = None
     kept_by: dict[str, int] = field(default_factory=dict)
+    doubled_bytes: int = 0
+    expired: list[str] = field(default_factory=list)
+    """versions past their time to live, moved to the trash"""
     purged: list[str] = field(default_factory=list)
     marked_nodes: int = 0
     errors: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
     packs: list[PackFate] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, object]:
@@ -92,50 +107,137 @@ class GCReport:
 def collect(engine: Engine, options: Options, progress: Progress = no_progress) -> GCReport:
     """Free what nobody needs. Safe beside writers and other collectors, and killed at any moment.
 
+    With ``options.offline`` it has the store alone, else raises `StoreBusyError` naming who else is there. On a full
+    disk it frees what it can without writing, gives up the ballast, and copies nothing before it has deleted.
     Raises `IntegrityError` (exit 20) when the trees and the counts disagree in a way that could cost data:
     then nothing is deleted.
     """
-    run = GCRun(engine.runtime.random_bytes(8), options.actor)
+    run = GCRun(engine.runtime.random_bytes(8), options.actor, engine.view.refresh().seq)
     report = GCReport(run.run.hex(), dry_run=options.dry_run)
-    started = engine.runtime.monotonic()
-    deadline = None if options.max_seconds is None else started + options.max_seconds
-    budget = Budget(options.max_bytes, deadline, engine.runtime.monotonic)
     if options.dry_run:
         return _foresee(engine, options, report)
     engine.check_writable()
-    if not options.incremental:
-        report.marked_nodes = _check_counts(engine, report, progress)
-    report.purged = _purge_due(engine, run)
-    plan = _plan(engine, options)
-    report.packs = list(plan.fates)
-    done = retire(engine, plan, budget, run, progress)
-    report.retired_packs, report.freed_chunks = done.packs, done.chunks
-    report.repacked_bytes = done.copied
-    report.errors += done.errors
-    listed = listed_packs(engine)
-    orphans_until = engine.runtime.now() - options.orphan_age if options.orphan_age else ANY_AGE
-    report.condemned_packs = len(condemn_orphans(engine, listed, orphans_until, run))
-    ended = ended_packs(engine, listed)
-    if any(row.since + options.grace <= engine.runtime.now() for _, row in ended):
-        # The veto: nothing is deleted unless everything reachable has a home elsewhere, as of now.
-        report.marked_nodes = mark(engine, set(listed), progress).nodes
-    freed = reclaim(
-        engine, listed, ended, options.grace, Budget(options.max_bytes, deadline, engine.runtime.monotonic), progress
-    )
-    report.reclaimed_packs, report.reclaimed_bytes = freed.packs, freed.deleted
-    report.freed_bytes = freed.deleted - freed.moved
-    report.pending_bytes = sum(gain for _, gain, _ in freed.pending)
-    if freed.pending:
-        report.pending_until = from_micros(max(when for _, _, when in freed.pending))
-    report.kept_by = _kept(engine, _plan(engine, options), report.pending_bytes, dry_run=False)
-    _sweep_temporary(engine, options)
-    _sum_up(engine, run, report)
+    with engine.hold("collecting", exclusive=options.offline):
+        _Collection(engine, options, run, report, progress).run()
+    return report
+
+
+class _Collection:
+    """One collection under way; fills its report."""
+
+    def __init__(self, engine: Engine, options: Options, run: GCRun, report: GCReport, progress: Progress) -> None:
+        self.engine, self.options, self.gc_run, self.report, self.progress = engine, options, run, report, progress
+        now = engine.runtime.monotonic
+        deadline = None if options.max_seconds is None else now() + options.max_seconds
+        self.to_retire, self.to_delete = (
+            Budget(options.max_bytes, deadline, now),
+            Budget(options.max_bytes, deadline, now),
+        )
+        self.room = Room(engine, lambda: self._delete() > 0)
+        self.unmoved: list[PackFate] = []
+        """packs whose content was not moved for want of room, as of the last pass"""
+
+    def run(self) -> None:
+        """All of it. Begins again, deleting before it copies, when the disk turns out to be full."""
+        engine, options, report, room = self.engine, self.options, self.report, self.room
+        if not options.incremental:
+            report.marked_nodes = check_counts(engine, report.errors, self.progress, options.executor)
+        room.insist(self._once)
+        if (room.tight or self.unmoved) and report.reclaimed_packs:
+            room.tight = False
+            self._if_there_is_room(self._once)
+        _explain_rest(engine, options, report)
+        _sweep_temporary(engine, options)
+        room.restore()
+        self._if_there_is_room(lambda: _sum_up(engine, self.gc_run, report))
+        self._if_there_is_room(self._checkpoint)
+        report.notes += room.notes
+        report.notes += [
+            f"pack {fate.pack.hex()} is not repacked: there is no room to copy it" for fate in self.unmoved
+        ]
+
+    def _checkpoint(self) -> None:
+        if is_due(self.engine):
+            make_checkpoint(self.engine, self.progress)
+
+    def _if_there_is_room(self, work: Callable[[], None]) -> None:
+        """What may be left for the next run."""
+        try:
+            work()
+        except BackendError as error:
+            if not is_full(error):
+                raise
+            self.room.notes.append(f"left for the next run: {error.message}")
+
+    def _once(self) -> None:
+        """End packs in the log, then delete those whose grace is over."""
+        engine, options, report = self.engine, self.options, self.report
+        report.expired += _expire_due(engine, self.gc_run)
+        report.purged += _purge_due(engine, self.gc_run)
+        plan = _plan(engine, options)
+        report.packs = [*{fate.pack: fate for fate in (*report.packs, *plan.fates)}.values()]
+        fits = (lambda _: False) if self.room.tight else self.room.fits
+        done = retire(engine, plan, self.to_retire, self.gc_run, fits, self.progress)
+        report.retired_packs += done.packs
+        report.freed_chunks += done.chunks
+        report.repacked_bytes += done.copied
+        report.errors += [error for error in done.errors if error not in report.errors]
+        self.unmoved = done.unmoved
+        orphans_until = engine.runtime.now() - options.orphan_age if options.orphan_age else ANY_AGE
+        report.condemned_packs += len(condemn_orphans(engine, listed_packs(engine), orphans_until, self.gc_run))
+        self._delete()
+
+    def _delete(self) -> int:
+        """Delete ended packs whose grace is over; returns how many. Writes nothing."""
+        engine, options, report = self.engine, self.options, self.report
+        listed = listed_packs(engine)
+        engine.view.refresh()
+        ended = ended_packs(engine, listed)
+        ended, nodes = clear(
+            engine,
+            listed,
+            ended,
+            options.grace,
+            report.errors,
+            self.progress,
+            options.executor,
+            incremental=options.incremental,
+        )
+        report.marked_nodes = report.marked_nodes if nodes is None else nodes
+        freed = reclaim(engine, listed, ended, options.grace, self.to_delete, self.progress)
+        report.reclaimed_packs += freed.packs
+        report.reclaimed_bytes += freed.deleted
+        report.freed_bytes += freed.deleted - freed.moved
+        report.pending_bytes = sum(gain for _, gain, _ in freed.pending)
+        report.pending_until = from_micros(max(when for _, _, when in freed.pending)) if freed.pending else None
+        return freed.packs
+
+
+def finish(engine: Engine, actor: str, progress: Progress = no_progress) -> GCReport:
+    """End the grace now: delete the packs whose end is in the log, after the same mark. Plans nothing new.
+
+    Raises `IntegrityError` when something reachable has no home elsewhere: then nothing is deleted.
+    """
+    engine.check_writable()
+    run = GCRun(engine.runtime.random_bytes(8), actor, engine.view.refresh().seq)
+    report = GCReport(run.run.hex())
+    with engine.hold("collecting", exclusive=False):
+        listed = listed_packs(engine)
+        engine.view.refresh()
+        ended = ended_packs(engine, listed)
+        ended, nodes = clear(engine, listed, ended, -ANY_AGE, report.errors, progress)
+        report.marked_nodes = nodes or 0
+        freed = reclaim(engine, listed, ended, -ANY_AGE, Budget(None, None, engine.runtime.monotonic), progress)
+        report.reclaimed_packs, report.reclaimed_bytes = freed.packs, freed.deleted
+        report.freed_bytes = freed.deleted - freed.moved
+        _sum_up(engine, run, report)
     return report
 
 
 def _sum_up(engine: Engine, run: GCRun, report: GCReport) -> None:
     """Write what the run did into the log, if it did anything."""
     totals = {
+        "expired": len(report.expired),
         "purged": len(report.purged),
         "freed_chunks": report.freed_chunks,
         "retired_packs": report.retired_packs,
@@ -149,6 +251,20 @@ def _sum_up(engine: Engine, run: GCRun, report: GCReport) -> None:
     if any(value for key, value in totals.items() if key != "pending_bytes"):
         summary = json.dumps(totals, sort_keys=True).encode()
         engine.commit(lambda _: (replace(run, summary=summary),))
+
+
+def _expire_due(engine: Engine, run: GCRun) -> list[str]:
+    """Move versions past their time to live to the trash; without any, time that passed is written down."""
+    labels: list[str] = []
+    before = engine.view.refresh()
+
+    def build(tables: Tables) -> Sequence[Record]:
+        found = sweep(tables, terms_in_force(tables), run.actor)
+        labels[:] = [item.label for item in found.swept]
+        return (run, *found.records) if found.records else tick(engine, tables, before, run)
+
+    engine.commit(build)
+    return labels
 
 
 def _purge_due(engine: Engine, run: GCRun) -> list[str]:
@@ -169,93 +285,62 @@ def _plan(engine: Engine, options: Options) -> Plan:
         return make_plan(tables, head.seq, engine.config, options.limits)
 
 
-def _check_counts(engine: Engine, report: GCReport, progress: Progress) -> int:
-    """Mark before anything is touched; a view whose counts drifted is rebuilt from the log, or all stops."""
-    for attempt in range(2):
-        try:
-            marked = mark(engine, None, progress)
-        except IntegrityError:
-            if attempt:
-                raise
-            # The view may be to blame: believe the log, once.
-            engine.view.rebuild()
-            continue
-        if marked.agrees:
-            return marked.nodes
-        drift = find_drift(engine)
-        if not (drift.too_high or drift.too_low):
-            return marked.nodes  # somebody made the view again in between
-        report.errors.append(
-            f"{len(drift.too_high)} counts were too high and {len(drift.too_low)} too low; "
-            "the index was rebuilt from the log"
-        )
-        engine.view.rebuild()
-        if drift.too_low:
-            raise IntegrityError(
-                f"{len(drift.too_low)} reference counts were too low; nothing was deleted",
-                hint="the index was rebuilt from the log: run casstore fsck, then casstore gc again",
-            )
-    return marked.nodes
-
-
 def _foresee(engine: Engine, options: Options, report: GCReport) -> GCReport:
-    """The plan that would be executed now, as if due versions were purged already."""
-    now = engine.runtime.now()
+    """The plan that would be executed now, as if due versions were expired and purged already."""
 
     def purge(tables: Tables) -> Sequence[Record]:
-        found = due(tables, options.actor)
-        report.purged = list(found.versions)
-        return found.records
+        past, found, head = (
+            sweep(tables, terms_in_force(tables), options.actor),
+            due(tables, options.actor),
+            head_of(tables),
+        )
+        report.expired = [item.label for item in past.swept]
+        # With no days in the trash, what expires is purged by the same run.
+        through = past.swept if past.purge_at <= head.safe else ()
+        report.purged = [*found.versions, *(item.label for item in through)]
+        at_once = [
+            Purge(str(item.name), item.version.number, head.seq, force=False, actor=options.actor) for item in through
+        ]
+        return (*found.records, *past.records, *at_once)
 
+    listed = listed_packs(engine)
     with engine.foresee(purge) as tables:
         plan = make_plan(tables, head_of(tables).seq, engine.config, options.limits)
+        found = _account(engine, options, tables, plan, listed)
     report.freed_chunks = predicted(plan)
     report.packs = list(plan.fates)
     report.retired_packs = len(plan.packs(Fate.RETIRE)) + len(plan.packs(Fate.REPACK))
-    gain = sum(f.size for f in plan.packs(Fate.RETIRE)) + sum(f.dead_stored for f in plan.packs(Fate.REPACK))
     report.repacked_bytes = sum(f.size - f.dead_stored for f in plan.packs(Fate.REPACK))
-    listed = listed_packs(engine)
-    for pack, row in ended_packs(engine, listed):
-        bytes_there = listed[pack].size - row.moved
-        if row.since + options.grace <= now:
-            report.reclaimed_packs += 1
-            report.freed_bytes += bytes_there
-        else:
-            report.pending_bytes += bytes_there
+    report.condemned_packs = found.strays
+    report.reclaimed_packs, report.freed_bytes = found.over_packs, found.over
+    kept = dict(found.kept)
     if options.grace <= 0:
-        report.freed_bytes += gain
-        report.reclaimed_packs += report.retired_packs
-    else:
-        report.pending_bytes += gain
-    report.kept_by = _kept(engine, plan, report.pending_bytes, dry_run=True)
+        report.freed_bytes += found.takeable
+        report.reclaimed_packs += report.retired_packs + found.strays
+    elif found.takeable:
+        kept[Reason.GRACE] = kept.get(Reason.GRACE, 0) + found.takeable
+    report.pending_bytes = kept.get(Reason.GRACE, 0)
+    report.kept_by = {str(reason): size for reason, size in kept.items()}
+    report.doubled_bytes = found.doubled
     return report
 
 
-def _kept(engine: Engine, plan: Plan, pending: int, *, dry_run: bool) -> dict[str, int]:
-    """Stored bytes that stay, by the reason they stay. What a dry run would take is not among them."""
+def _explain_rest(engine: Engine, options: Options, report: GCReport) -> None:
+    """Say why bytes are still there after a run."""
+    listed = listed_packs(engine)
+    head = engine.view.refresh()
     with engine.view.read() as tables:
-        trash = garbage(tables, [version.root for version in trashed(tables)]).stored
-    total = sum(fate.size for fate in plan.fates)
-    allowed = sum(fate.dead_stored for fate in plan.packs(Fate.KEEP))
-    rest = sum(fate.dead_stored for fate in plan.fates) - allowed
-    pinned = _pinned(engine)
-    kept = {
-        "versions": max(0, total - allowed - rest - trash - pinned),
-        "trash": trash,
-        "pins": pinned,
-        "policy": allowed,
-        "limits": 0 if dry_run else rest,
-        "grace": pending,
-    }
-    return {reason: size for reason, size in kept.items() if size}
+        plan = make_plan(tables, head.seq, engine.config, options.limits)
+        found = _account(engine, options, tables, plan, listed)
+    left = found.kept.get(Reason.LIMITS, 0) + found.takeable + found.over
+    report.kept_by = {str(reason): size for reason, size in {**found.kept, Reason.LIMITS: left}.items() if size}
+    report.doubled_bytes = found.doubled
 
 
-def _pinned(engine: Engine) -> int:
-    roots = [root for _, pin in engine.view.pins() for root in pin.roots]
-    if not roots:
-        return 0
-    with engine.view.read() as tables:
-        return garbage(tables, roots).stored
+def _account(engine: Engine, options: Options, tables: Tables, plan: Plan, listed: dict[bytes, ObjectInfo]) -> Account:
+    now = engine.runtime.now()
+    until = now - options.orphan_age if options.orphan_age else ANY_AGE
+    return account_for(tables, plan, listed, now=now, grace=options.grace, orphans_until=until)
 
 
 def _sweep_temporary(engine: Engine, options: Options) -> None:

@@ -8,17 +8,14 @@ from dataclasses import dataclass, field
 from enum import StrEnum
 
 from casstore.config import GIB, StoreConfig
-from casstore.format.rows import length_of_row, pack_of_row, refcount, stored_share
-from casstore.model import ChunkKind, PackRow, PackState
+from casstore.format.rows import decode_row, length_of_row, pack_of_row, refcount, stored_share
+from casstore.model import ChunkKind, LostRow, PackRow, PackState
 from casstore.overlay import Tables
-from casstore.state import CHUNK
+from casstore.policy import DEFAULT_POLICY, Policy
+from casstore.state import CHUNK, LOST
 from casstore.view import children_of, packs, unreferenced
 
-DATA_WASTE = 0.25
-NODE_WASTE = 0.10
-STORE_WASTE = 0.05
 SMALL_FRACTION = 0.25
-SMALL_PACKS = 10
 
 
 class Fate(StrEnum):
@@ -82,6 +79,7 @@ class Limits:
 
     max_waste: float | None = None
     compact: bool = False
+    policy: Policy = DEFAULT_POLICY
 
 
 def garbage(tables: Tables, released: Iterable[bytes] | None = None) -> Garbage:
@@ -151,13 +149,27 @@ def footprint_of(tables: Tables, root: bytes) -> int:
 def make_plan(tables: Tables, at: int, config: StoreConfig, limits: Limits) -> Plan:
     """Fates with reasons for every live pack (docs/GC.md, repack policy)."""
     found = garbage(tables)
+    damaged = _damaged(tables, found)
     judged = [_judge(tables, name, row, found, limits) for name, row in packs(tables) if row.state is PackState.LIVE]
     judged = _small_packs(judged, config, limits)
     if limits.max_waste is None and not limits.compact:
-        judged = _bounded(judged)
+        judged = _bounded(judged, limits.policy)
+    judged = [
+        _with(pack, Fate.KEEP, "something in it is damaged and not healed yet")
+        if pack.fate is Fate.REPACK and pack.pack in damaged
+        else pack
+        for pack in judged
+    ]
     order = {Fate.RETIRE: 0, Fate.REPACK: 1, Fate.KEEP: 2}
     judged.sort(key=lambda pack: (order[pack.fate], -pack.dead / (pack.live + 1), pack.pack))
     return Plan(at, found, tuple(judged))
+
+
+def _damaged(tables: Tables, found: Garbage) -> set[bytes]:
+    """Packs with something in them that is needed and in quarantine: it cannot be moved, so they cannot end."""
+    lost = ((digest, decode_row(row, LostRow)) for digest, row in tables.scan(LOST))
+    dead = {pack: set(digests) for pack, digests in found.by_pack.items()} if tables.count(LOST) else {}
+    return {row.pack for digest, row in lost if not row.erased and digest not in dead.get(row.pack, ())}
 
 
 def _judge(tables: Tables, name: bytes, row: PackRow, found: Garbage, limits: Limits) -> PackFate:
@@ -166,7 +178,7 @@ def _judge(tables: Tables, name: bytes, row: PackRow, found: Garbage, limits: Li
     waste = 1 - live / row.raw if row.raw else 1.0
     if live == 0:
         return PackFate(name, row.kind, row.size, row.raw, live, Fate.RETIRE, "nothing in it is needed")
-    allowed = NODE_WASTE if row.kind is ChunkKind.NODE else DATA_WASTE
+    allowed = limits.policy.node_waste if row.kind is ChunkKind.NODE else limits.policy.data_waste
     if limits.compact:
         allowed = 0.0
     elif limits.max_waste is not None:
@@ -192,26 +204,27 @@ def _small_packs(judged: list[PackFate], config: StoreConfig, limits: Limits) ->
             if pack.kind is kind and pack.fate is Fate.KEEP and pack.size < config.pack_bytes * SMALL_FRACTION
         ]
         full = sum(pack.size for pack in small) >= config.pack_bytes
-        if (len(small) >= SMALL_PACKS and full) or (limits.compact and len(small) > 1):
+        if (len(small) >= limits.policy.small_packs and full) or (limits.compact and len(small) > 1):
             chosen.update(pack.pack for pack in small)
     return [
         _with(pack, Fate.REPACK, "merged with other small packs") if pack.pack in chosen else pack for pack in judged
     ]
 
 
-def _bounded(judged: list[PackFate]) -> list[PackFate]:
+def _bounded(judged: list[PackFate], policy: Policy) -> list[PackFate]:
     """Repack the most rewarding packs only, until little waste is left or enough was copied."""
     total = sum(pack.size for pack in judged)
     waste = sum(pack.dead_stored for pack in judged)
-    budget = min(max(total // 10, GIB), 10 * GIB)
+    budget = min(max(total // 10, GIB), 10 * GIB) if policy.copy_bytes is None else policy.copy_bytes
     result: list[PackFate] = []
     for pack in sorted(judged, key=lambda p: (p.fate is not Fate.RETIRE, -p.dead / (p.live + 1))):
         if pack.fate is Fate.RETIRE:
             waste -= pack.size
         elif pack.fate is Fate.REPACK and pack.dead:
             copy = pack.size - pack.dead_stored
-            if waste <= total * STORE_WASTE:
-                result.append(_with(pack, Fate.KEEP, f"{STORE_WASTE:.0%} garbage in the whole store is allowed"))
+            if waste <= total * policy.store_waste:
+                reason = f"{policy.store_waste:.0%} garbage in the whole store is allowed"
+                result.append(_with(pack, Fate.KEEP, reason))
                 continue
             if copy > budget:
                 result.append(_with(pack, Fate.KEEP, "the copy budget of one run is used up"))

@@ -6,10 +6,12 @@ Every step is validated again on the state it is committed to; what was revived 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 
+from casstore.backend.room import is_full
 from casstore.engine import Build, Engine
-from casstore.errors import AlreadyExistsError, CasstoreError, FormatError, IntegrityError, NotFoundError
+from casstore.errors import AlreadyExistsError, BackendError, CasstoreError, FormatError, IntegrityError, NotFoundError
 from casstore.format.layout import pack_key
 from casstore.format.packs import (
     TRAILER_SIZE,
@@ -19,9 +21,9 @@ from casstore.format.packs import (
     decode_trailer,
     locations,
 )
-from casstore.format.rows import pack_of_row, refcount
+from casstore.format.rows import decode_row, pack_of_row, refcount
 from casstore.gc.plan import Fate, PackFate, Plan
-from casstore.model import AddPack, ChunkKind, Drop, GCRun, Location, PackState, Progress, Record, Retire
+from casstore.model import AddPack, ChunkKind, Drop, GCRun, Location, LostRow, PackState, Progress, Record, Retire
 from casstore.overlay import Tables
 from casstore.pack import Frame, PackWriter, check_chunk, decode_frame, encode_frame
 from casstore.state import CHUNK, LOST, NO_PACK
@@ -43,6 +45,8 @@ class Retired:
     """stored bytes of the packs written"""
     errors: list[str] = field(default_factory=list)
     skipped: list[tuple[PackFate, str]] = field(default_factory=list)
+    unmoved: list[PackFate] = field(default_factory=list)
+    """packs for whose live content there was no room elsewhere"""
 
 
 class Budget:
@@ -65,10 +69,13 @@ class Budget:
         return True
 
 
-def retire(engine: Engine, plan: Plan, budget: Budget, run: GCRun, progress: Progress) -> Retired:
+def retire(
+    engine: Engine, plan: Plan, budget: Budget, run: GCRun, fits: Callable[[int], bool], progress: Progress
+) -> Retired:
     """Execute a plan. Killed anywhere it leaves at worst packs nobody knows, which the next sweep condemns.
 
-    ``run`` goes into each transaction, so that the log tells what a run did.
+    ``run`` goes into each transaction, so that the log tells what a run did. ``fits`` says whether so many bytes may
+    be written; what does not fit stays where it is.
     """
     done = Retired()
     since = plan.at
@@ -84,7 +91,7 @@ def retire(engine: Engine, plan: Plan, budget: Budget, run: GCRun, progress: Pro
     _retire_whole(engine, plan, whole, run, done)
     for kind in ChunkKind:
         chosen = [pack for pack in plan.packs(Fate.REPACK) if pack.kind is kind]
-        _repack(_Job(engine, plan, since, run, done), chosen, budget, progress)
+        _repack(_Job(engine, plan, since, run, done, fits), chosen, budget, progress)
     return done
 
 
@@ -179,6 +186,7 @@ class _Job:
     since: int
     run: GCRun
     done: Retired
+    fits: Callable[[int], bool]
 
 
 def _repack(job: _Job, chosen: Sequence[PackFate], budget: Budget, progress: Progress) -> None:
@@ -187,6 +195,9 @@ def _repack(job: _Job, chosen: Sequence[PackFate], budget: Budget, progress: Pro
     mover: _Mover | None = None
     for position, fate in enumerate(chosen):
         progress("repack", position, len(chosen))
+        if not job.fits((0 if mover is None else mover.size) + fate.size - fate.dead_stored):
+            done.unmoved.append(fate)
+            continue
         if not budget.spend(fate.dead_stored):
             done.skipped.append((fate, "the limits of this run"))
             continue
@@ -320,6 +331,16 @@ class _Mover:
 
 
 def _flush(job: _Job, mover: _Mover, batch: list[_Source]) -> None:
+    """Move the content of some packs; those for which there is no room after all stay as they are."""
+    try:
+        _move(job, mover, batch)
+    except BackendError as error:
+        if not is_full(error):
+            raise
+        job.done.unmoved += [source.fate for source in batch]
+
+
+def _move(job: _Job, mover: _Mover, batch: list[_Source]) -> None:
     """Commit one new pack and the end of the packs it empties, together."""
     done = job.done
     added = mover.publish()
@@ -332,6 +353,8 @@ def _flush(job: _Job, mover: _Mover, batch: list[_Source]) -> None:
         drops: list[bytes] = []
         retires: list[Record] = []
         copied = set(added.content.digests) if added is not None else set()
+        if any(_erased(tables, digest) for digest in copied):
+            return ()  # what was given up meanwhile is not to come back
         for source in batch:
             outcome = _still_right(tables, job.plan, source, copied)
             if outcome is None:
@@ -346,7 +369,9 @@ def _flush(job: _Job, mover: _Mover, batch: list[_Source]) -> None:
         head: list[Record] = [job.run] if added is None else [job.run, added]
         return (*head, *((Drop(tuple(drops)),) if drops else ()), *retires)
 
-    job.engine.commit(build, packs_since=job.since)
+    if job.engine.commit(build, packs_since=job.since) is None and added is not None:
+        with suppress(CasstoreError):  # no segment names it, and none ever will
+            job.engine.backend.delete(pack_key(added.pack))
     if added is not None:
         done.copied += added.size
     done.packs += len(ended)
@@ -354,6 +379,11 @@ def _flush(job: _Job, mover: _Mover, batch: list[_Source]) -> None:
     for source in batch:
         if source.fate not in ended:
             done.skipped.append((source.fate, "it came into use again"))
+
+
+def _erased(tables: Tables, digest: bytes) -> bool:
+    row = tables.get(LOST, digest)
+    return row is not None and decode_row(row, LostRow).erased
 
 
 def _still_right(

@@ -104,6 +104,21 @@ def undo(
     return UndoReport(run_id, tuple(c.label for c in chosen), stored, writer.stored_bytes)
 
 
+def still_there(engine: Engine, root: bytes, progress: Progress = _silent) -> frozenset[bytes] | None:
+    """The packs in which content below a purged root lies that the index has forgotten; None if any of it is gone.
+
+    Reads the footers of all packs that have ended.
+    """
+    used: set[bytes] = set()
+    return frozenset(used) if _complete(engine, root, _places(engine, progress), used) else None
+
+
+def place_of(engine: Engine, digest: bytes, progress: Progress = _silent) -> bytes | None:
+    """A pack in which a chunk lies that the index has forgotten; None if there is none any more."""
+    place = _places(engine, progress).get(digest)
+    return None if place is None else place.pack
+
+
 def _run(run_id: str) -> bytes:
     try:
         return bytes.fromhex(run_id)
@@ -196,8 +211,8 @@ def _places(engine: Engine, progress: Progress) -> dict[bytes, Location]:
     return places
 
 
-def _complete(engine: Engine, root: bytes, places: dict[bytes, Location]) -> bool:
-    """Whether everything below a root is indexed or lies in a pack that is there."""
+def _complete(engine: Engine, root: bytes, places: dict[bytes, Location], used: set[bytes] | None = None) -> bool:
+    """Whether everything below a root is indexed or lies in a pack that is there; ``used`` takes up those packs."""
     queue, seen = [root], {root}
     while queue:
         digest = queue.pop()
@@ -207,8 +222,11 @@ def _complete(engine: Engine, root: bytes, places: dict[bytes, Location]) -> boo
         if node is None:
             return False
         data = _data_of(node)
-        if any(d not in places and not known for d, known in zip(data, engine.view.known(data), strict=True)):
+        forgotten = [d for d, known in zip(data, engine.view.known(data), strict=True) if not known]
+        if any(d not in places for d in forgotten):
             return False
+        if used is not None:
+            used.update(places[d].pack for d in (digest, *forgotten) if d in places)
         for child in _nodes_of(node):
             if child not in seen:
                 seen.add(child)

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 from casstore.index.lmdb_index import LmdbIndex
 from casstore.index.memory import MemoryIndex
+from casstore.index.spill import SpillIndex
 from casstore.index.tables import IndexDamagedError
 from casstore.overlay import Tables
 
-__all__ = ["Tables", "IndexDamagedError", "LmdbIndex", "MemoryIndex"]
+__all__ = ["Tables", "IndexDamagedError", "LmdbIndex", "MemoryIndex", "SpillIndex"]

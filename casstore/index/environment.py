@@ -23,6 +23,8 @@ from casstore.index.tables import IndexDamagedError, after, check_key
 
 MAX_READERS = 2048
 MAX_TABLES = 128
+LOCK_BYTES = 32 * 1024
+"""for about 500 readers at once"""
 VERIFY_BYTES = MIB
 """up to this size the structure is checked at every opening (20 ms a MiB); above, once after each restart"""
 WAIT_SECONDS = 5.0
@@ -82,7 +84,10 @@ def translated(error: lmdb.Error | OSError, generation: int | None = None) -> Ca
         hint = f"more than {MAX_READERS} reads at once on this host; keep them short"
     elif "already open" in str(error):
         hint = "this process was forked inside an index transaction; fork outside, or spawn"
-    return BackendError(f"index: {error}", hint=hint)
+    failure = BackendError(f"index: {error}", hint=hint)
+    # LMDB tells no number: its one error of this kind is that of a full disk.
+    failure.errno = errno.ENOSPC if isinstance(error, lmdb.DiskError) else getattr(error, "errno", None)
+    return failure
 
 
 # --- files beside the environment
@@ -148,11 +153,25 @@ def tidy(root: Path, number: int) -> None:
         shutil.rmtree(victim, ignore_errors=True)
 
 
+def _reserve_readers(directory: Path) -> None:
+    """Make the table of readers, with blocks: it is mapped, so that on a full disk to touch a page is SIGBUS.
+
+    Only here, before anybody has the environment open, may its lock file be opened.
+    """
+    descriptor = os.open(directory / "lock.mdb", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
+    try:
+        # Not more than LMDB makes of it: it takes what it finds for the table.
+        os.posix_fallocate(descriptor, 0, min(LOCK_BYTES, 64 * MAX_READERS))
+    finally:
+        os.close(descriptor)
+
+
 def publish(root: Path, number: int) -> bool:
     """Make an empty generation, born synced and clean; False if another process was first."""
     temporary = root / f"new-{number}-{process_id()}-{threading.get_ident()}-{time.monotonic_ns()}"
     try:
         temporary.mkdir(parents=True)
+        _reserve_readers(temporary)
         with lmdb.open(str(temporary), map_size=MIB, max_readers=MAX_READERS, create=False, **_OPTIONS) as env:
             env.sync(force=True)
             _write_marker(temporary, "clean", str(env.info()["last_txnid"]))

@@ -181,8 +181,12 @@ class CatalogueRules(ContentRules):
 
     def _restore(self, record: Restore) -> None:
         version = self._trashed(record.collection, record.number, record.trash_seq)
-        if self._collection(record.collection).state is not VersionState.COMMITTED:
+        collection = self._collection(record.collection)
+        if collection.state is not VersionState.COMMITTED:
             raise Void(f"collection {record.collection} is in the trash")
+        if collection.type != version.type:
+            # It was purged with the collection, whose name got another type, and unpurged.
+            raise Void(f"collection {record.collection} has type {collection.type}")
         self._show(version, record.actor)
         latest = alias_target(self.tables, version.collection, LATEST)
         if latest is None or latest < version.number:
@@ -245,6 +249,8 @@ class CatalogueRules(ContentRules):
         if record.number >= 0:
             version = self._live(record.collection, record.number)
             self._put(replace(version, protected=record.reason, updated=self.segment.claimed))
+        elif record.number != -1:
+            raise Void(f"there is no version {record.collection}:v{record.number}")
         else:
             self._put_collection(replace(self._shown(record.collection), protected=record.reason))
 

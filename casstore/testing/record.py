@@ -97,6 +97,9 @@ class RecordingOps(OsOps):
             self.trace.append(effect)
             if fails:
                 self.failed.append(effect)
+                if op == "create":
+                    assert isinstance(result, int)
+                    os.close(result)  # nobody learns its number, so that it would be open, and locked, for ever
                 raise OSError(self._error, os.strerror(self._error), os.fspath(path))
             return result
 

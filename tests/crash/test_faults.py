@@ -203,7 +203,8 @@ def test_each_effect_of_a_collection_fails(failure: Failure, before: Path, tmp_p
     print(f"{failure}: failures of {n - 1} effects, errors {dict(raised)}")
     assert n > 20
     if not failure.after:
-        assert raised["unlink"]
+        # For want of room it deletes first and goes on.
+        assert raised["unlink"] or (failure.error == errno.ENOSPC and not failure.sticky)
         assert raised["write"]
 
 

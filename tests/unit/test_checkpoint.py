@@ -270,8 +270,8 @@ def test_a_checkpoint_that_reads_back_wrong_is_none(path: Path, store: Store, mo
     log(store, "a")
     from casstore.format import checkpoints as module  # noqa: PLC0415
 
-    real = module.decode_part
-    monkeypatch.setattr("casstore.checkpoint.decode_part", lambda *args: real(*args)[:-1])
+    real = module.decode_rows
+    monkeypatch.setattr("casstore.checkpoint.decode_rows", lambda *args: real(*args)[:-1])
     with pytest.raises(IntegrityError, match="not what was written"):
         store.checkpoint()
     assert all("." in name for name in checkpoints(path))

@@ -533,7 +533,7 @@ def test_trash_ls_and_restore(two: Shell) -> None:
     assert str(item["exclusive_bytes"]) in line.split()
     two("alias", "set", "ds:v1", "best")
     restored = two.json("trash", "restore", "ds:v0")["restored"][0]
-    assert restored == {"ref": "ds:v0", "aliases": [], "aliases_not_restored": ["best"]}
+    assert restored == {"ref": "ds:v0", "kind": "version", "aliases": [], "aliases_not_restored": ["best"]}
     two.error("trash", "restore", "ds:v0", code=10)
 
 

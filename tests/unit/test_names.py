@@ -16,7 +16,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from casstore import Artifact, InvalidInputError, InvalidMetadataError, InvalidNameError, InvalidPathError, LimitError
+from casstore import (
+    INHERIT,
+    Artifact,
+    InvalidInputError,
+    InvalidMetadataError,
+    InvalidNameError,
+    InvalidPathError,
+    LimitError,
+)
 from casstore.names import (
     CollectionName,
     canonical_metadata,
@@ -28,8 +36,8 @@ from casstore.names import (
     check_tags,
     check_type,
     parse_reference,
+    ttl_seconds,
 )
-from casstore.policy import INHERIT, ttl_seconds
 from casstore.sources import Globs
 
 BAD_NAMES = [

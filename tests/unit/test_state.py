@@ -23,28 +23,41 @@ from casstore.model import (
     AddNode,
     AddPack,
     Applied,
+    Checkpoint,
     ChunkKind,
     CollectionRow,
     Condemn,
     Drop,
     DropAlias,
+    Erase,
     FrameInfo,
+    GCRun,
+    LostRow,
     PackContent,
     PackRow,
     PackState,
     Pin,
     PinRow,
+    Protect,
     Purge,
+    PurgeCollection,
     PutVersion,
+    Quarantine,
     Record,
+    RenewPin,
     Restore,
+    RestoreCollection,
     Retire,
     Segment,
     SetAlias,
+    SetCollectionTtl,
     SetPolicy,
+    SetTtl,
     Transaction,
     Trash,
+    TrashCollection,
     Unpin,
+    Unpurge,
     UpdateVersion,
     VersionRow,
     VersionState,
@@ -56,6 +69,8 @@ from casstore.state import (
     CHUNK,
     CLOCK_CAP,
     COLLECTION,
+    LOST,
+    NO_PACK,
     NODE,
     PACK,
     PIN,
@@ -64,6 +79,7 @@ from casstore.state import (
     TABLES,
     TRASHED,
     VERSION,
+    VERSION_ALIAS,
     ZERO,
     Head,
     apply,
@@ -224,10 +240,27 @@ def check_invariants(tables: Tables) -> None:
         found = decode_row(row, PackRow)
         assert (found.placed, found.placed_raw) == (placed.pop(key, 0), raw[key])
         assert found.state is PackState.LIVE or not found.placed, "I3: what is placed is in a live pack"
+    lost = {key: decode_row(row, LostRow) for key, row in tables.scan(LOST)}
+    assert set(lost) <= set(chunks)
+    erased = {d for d, row in chunks.items() if pack_of_row(row) == NO_PACK}
+    assert {d for d, row in lost.items() if row.erased} == erased, "only what was erased is in no pack"
+    assert placed.pop(NO_PACK, 0) == len(erased)
     assert not placed, "I3: every place is in a known pack"
+    packs = [decode_row(row, PackRow) for _, row in tables.scan(PACK)]
+    assert head_of(tables).stored == sum(found.size for found in packs if found.state is PackState.LIVE)
     assert {key for key, _ in tables.scan(ROOT)} == roots
     hidden = {key for key, row in tables.scan(VERSION) if decode_row(row, VersionRow).state is VersionState.TRASHED}
     assert {key for key, _ in tables.scan(TRASHED)} == hidden
+    named = {decode_row(row, CollectionRow).id: decode_row(row, CollectionRow) for _, row in tables.scan(COLLECTION)}
+    for _, row in tables.scan(VERSION):
+        version = decode_row(row, VersionRow)
+        collection = named[version.collection]
+        assert version.number < collection.next_number
+        if version.state is VersionState.COMMITTED:
+            assert (collection.state, collection.type) == (VersionState.COMMITTED, version.type)
+        assert version.state is VersionState.PURGED or collection.state is not VersionState.PURGED
+    inverse = {key[:8] + key[16:]: key[8:16] for key, _ in tables.scan(VERSION_ALIAS)}
+    assert dict(tables.scan(ALIAS)) == inverse
     for key, row in tables.scan(ALIAS):
         target = tables.get(VERSION, key[:8] + row)
         assert target is not None
@@ -352,6 +385,67 @@ VOID: dict[str, tuple[Record, ...]] = {
     "pin on a node not indexed": (nodes("E", "M"), Pin(b"Q" * 16, "", "", (digest("M"),), 0)),
     "unpin not held": (Unpin(b"Q" * 16),),
     "unpin twice": (Unpin(b"P" * 16), Unpin(b"P" * 16)),
+    "renew not held": (RenewPin(b"Q" * 16, 1),),
+    "unpurge live": (Unpurge(C, 0, START),),
+    "unpurge trashed": (trash(0, "best"), Unpurge(C, 0, START)),
+    "unpurge what is not indexed any more": (
+        *(Unpin(b"P" * 16), trash(0, "best"), Purge(C, 0, 2, force=True)),
+        *(Drop((digest("N"),)), Unpurge(C, 0, START)),
+    ),
+    "ttl unknown": (SetTtl(C, 7, 1),),
+    "ttl trashed": (trash(0, "best"), SetTtl(C, 0, 1)),
+    "protect unknown": (Protect(C, 7, "x"),),
+    "protect by a number that is none": (Protect(C, -2, "x"),),
+    "protect in no collection": (Protect("x/y/z", -1, "x"),),
+    "protect trashed": (trash(0, "best"), Protect(C, 0, "x")),
+    "protect trashed collection": (TrashCollection(C, START, ""), Protect(C, -1, "x")),
+    "protect version of a trashed collection": (TrashCollection(C, START, ""), Protect(C, 0, "x")),
+    "trash protected": (Protect(C, 0, "x"), trash(0, "best")),
+    "trash in a protected collection": (Protect(C, -1, "x"), trash(0, "best")),
+    "trash collection unknown": (TrashCollection("x/y/z", START, ""),),
+    "trash collection twice": (TrashCollection(C, START, ""), TrashCollection(C, START, "")),
+    "trash protected collection": (Protect(C, -1, "x"), TrashCollection(C, START, "")),
+    "trash collection of a protected version": (put("N"), Protect(C, 1, "x"), TrashCollection(C, START, "")),
+    "collection ttl unknown": (SetCollectionTtl("x/y/z", 1),),
+    "collection ttl trashed": (TrashCollection(C, START, ""), SetCollectionTtl(C, 1)),
+    "put into a trashed collection": (TrashCollection(C, START, ""), put("N")),
+    "alias in a trashed collection": (TrashCollection(C, START, ""), SetAlias(C, "new", 0)),
+    "restore from a trashed collection": (TrashCollection(C, START, ""), Restore(C, 0, 2)),
+    "restore under another type": (
+        *(TrashCollection(C, START, ""), Purge(C, 0, 2, force=True), PurgeCollection(C, 2, force=True)),
+        *(put("N", kind="model"), Unpurge(C, 0, START), Restore(C, 0, 2)),
+    ),
+    "restore collection live": (RestoreCollection(C, 0),),
+    "restore collection unknown": (RestoreCollection("x/y/z", 0),),
+    "restore another trashing of a collection": (TrashCollection(C, START, ""), RestoreCollection(C, 1)),
+    "restore purged collection": (
+        *(TrashCollection(C, START, ""), Purge(C, 0, 2, force=True)),
+        *(PurgeCollection(C, 2, force=True), RestoreCollection(C, 2)),
+    ),
+    "purge collection live": (PurgeCollection(C, 0, force=True),),
+    "purge another trashing of a collection": (
+        *(trash(0, "best"), Purge(C, 0, 2, force=True)),
+        *(TrashCollection(C, START, ""), PurgeCollection(C, 1, force=True)),
+    ),
+    "purge collection with versions": (TrashCollection(C, START, ""), PurgeCollection(C, 2, force=True)),
+    "purge collection early": (
+        *(trash(0, "best"), Purge(C, 0, 2, force=True)),
+        *(TrashCollection(C, START + 1, ""), PurgeCollection(C, 2, force=False)),
+    ),
+    "erase unknown": (Erase((digest("nowhere"),), "why"),),
+    "erase node": (Erase((digest("N"),), "why"),),
+    "erase twice": (Erase((digest("a"),), "why"), Erase((digest("a"),), "why")),
+    "erase some unknown": (Erase((digest("a"), digest("nowhere")), "why"),),
+    "retire with erased content": (
+        *(Erase((digest("a"),), "why"), Drop((digest("loose"),)), pack("E", "a", "b")),
+        Retire(pack_name("D"), (digest("a"), digest("b"))),
+    ),
+    "quarantine unknown": (Quarantine(digest("nowhere"), pack_name("D")),),
+    "quarantine in another pack": (Quarantine(digest("a"), pack_name("T")),),
+    "quarantine twice": (Quarantine(digest("a"), pack_name("D")),) * 2,
+    "quarantine what was erased": (Erase((digest("a"),), "why"), Quarantine(digest("a"), NO_PACK)),
+    "checkpoint of what is to come": (Checkpoint(2, "key", bytes(32)),),
+    "checkpoint twice": (Checkpoint(1, "key", bytes(32)), Checkpoint(1, "key", bytes(32))),
 }
 
 VALID: tuple[Record, ...] = (
@@ -390,7 +484,7 @@ def test_an_invalid_record_voids_its_transaction(one: Replica, name: str) -> Non
 
 def test_each_record_is_valid_where_it_should_be(one: Replica) -> None:
     """The counterpart: every kind of record takes effect in some transaction, so that no rule voids everything."""
-    kinds = {type(record) for records in VOID.values() for record in records} | {SetPolicy}
+    kinds = {type(record) for records in VOID.values() for record in records} | {SetPolicy, GCRun}
     done = [
         *VALID,
         Drop((digest("loose"),)),
@@ -405,11 +499,146 @@ def test_each_record_is_valid_where_it_should_be(one: Replica) -> None:
         Purge(C, 0, 2, force=True),
         SetAlias(C, "best", 1, expect=-1),
         DropAlias(C, "best", 1),
+        RenewPin(b"P" * 16, START + 1),
         Unpin(b"P" * 16),
+        GCRun(b"r" * 8, "me", 1),
+        Unpurge(C, 0, START),
+        Restore(C, 0, 2),
+        SetTtl(C, 1, 60),
+        SetCollectionTtl(C, 60),
+        *(Protect(C, number, reason) for reason in ("x", "") for number in (1, -1)),
+        TrashCollection(C, START, ""),
+        RestoreCollection(C, 2),
+        TrashCollection(C, START, ""),
+        Purge(C, 0, 2, force=True),
+        Purge(C, 1, 2, force=False),
+        PurgeCollection(C, 2, force=False),
+        Quarantine(digest("a"), pack_name("E")),
+        Erase((digest("a"), digest("b")), "why"),
+        Checkpoint(1, "key", bytes(32)),
     ]
     assert {type(record) for record in done} == kinds
     one.must(*done)
     with one.index.read() as tables:
+        check_invariants(tables)
+
+
+# ---------------------------------------------------------------- protection, collections, erasure
+
+
+def collection_row(replica: Replica) -> CollectionRow:
+    with replica.index.read() as tables:
+        row = tables.get(COLLECTION, C.encode())
+    assert row is not None
+    return decode_row(row, CollectionRow)
+
+
+def test_a_protection_holds_until_it_is_lifted(one: Replica) -> None:
+    one.must(put("N"), Protect(C, 0, "why"))
+    assert one.version(0).protected == "why"
+    assert one.commit(trash(0, "best")).void
+    one.must(trash(1))
+    assert one.commit(TrashCollection(C, START, "")).void
+    one.must(Protect(C, 0, ""), trash(0, "best"))
+
+
+def test_protection_does_not_keep_what_is_in_the_trash(one: Replica) -> None:
+    one.must(put("N"))
+    one.must(trash(0, "best"))
+    one.must(Protect(C, -1, "why"))
+    one.must(Purge(C, 0, 3, force=True))
+    with one.index.read() as tables:
+        check_invariants(tables)
+
+
+def test_a_collection_goes_and_comes_back_as_a_unit(one: Replica) -> None:
+    """What was trashed before it, even in the same segment, stays in the trash when it comes back."""
+    one.must(put("N", aliases=("prod",)), put("N"))
+    one.must(trash(0, "best"), TrashCollection(C, START + DAY, "why", "me"))
+    assert one.aliases() == {}
+    assert [one.version(n).state for n in range(3)] == [VersionState.TRASHED] * 3
+    assert [one.version(n).trashed_by for n in range(3)] == ["user", "collection", "collection"]
+    assert (collection_row(one).state, collection_row(one).trash_reason) == (VersionState.TRASHED, "why")
+    one.must(RestoreCollection(C, 3))
+    assert one.aliases() == {"prod": 1, "latest": 2}
+    assert [one.version(n).state is VersionState.COMMITTED for n in range(3)] == [False, True, True]
+    assert collection_row(one) == replace(collection_row(one), state=VersionState.COMMITTED, trash_seq=0, trashed=0)
+    one.must(Restore(C, 0, 3))
+    assert one.aliases() == {"best": 0, "prod": 1, "latest": 2}
+    with one.index.read() as tables:
+        check_invariants(tables)
+
+
+def test_restore_collection_aba(one: Replica) -> None:
+    """A restore names the trashing it undoes: not a later one."""
+    one.must(TrashCollection(C, START, ""))
+    one.must(RestoreCollection(C, 2))
+    one.must(TrashCollection(C, START, ""))
+    assert one.commit(RestoreCollection(C, 2)).void
+    one.must(RestoreCollection(C, 4))
+
+
+def test_a_purged_name_is_free_and_its_numbers_are_not(one: Replica) -> None:
+    one.must(put("N"), SetCollectionTtl(C, 60))
+    one.must(TrashCollection(C, START, ""))
+    one.must(Purge(C, 0, 3, force=True), Purge(C, 1, 3, force=True), PurgeCollection(C, 3, force=True))
+    assert collection_row(one).state is VersionState.PURGED
+    assert one.must(put("N", kind="model")).numbers == (2,)
+    again = collection_row(one)
+    assert (again.id, again.type, again.next_number) == (1, "model", 3)
+    assert (again.state, again.ttl, again.protected, again.trash_reason) == (VersionState.COMMITTED, -1, "", "")
+    assert one.aliases() == {"latest": 2}
+    assert one.commit(put("N")).void
+    with one.index.read() as tables:
+        check_invariants(tables)
+
+
+def test_unpurge_brings_the_collection_into_the_trash_again(one: Replica) -> None:
+    one.must(TrashCollection(C, START, ""))
+    one.must(Purge(C, 0, 2, force=True), PurgeCollection(C, 2, force=True))
+    one.must(Unpurge(C, 0, START + DAY))
+    assert (one.version(0).state, collection_row(one).state) == (VersionState.TRASHED, VersionState.TRASHED)
+    assert one.commit(put("N", kind="model")).void
+    one.must(RestoreCollection(C, 4))
+    assert one.version(0).state is VersionState.COMMITTED
+    with one.index.read() as tables:
+        check_invariants(tables)
+
+
+def test_a_collection_is_purged_at_its_date_never_before(one: Replica) -> None:
+    one.must(trash(0, "best", purge_at=START), TrashCollection(C, START + 2 * HOUR, ""))
+    one.now += HOUR
+    one.must(Purge(C, 0, 2, force=False))
+    assert one.commit(PurgeCollection(C, 2, force=False)).void
+    one.now += HOUR
+    one.must(PurgeCollection(C, 2, force=False))
+
+
+def test_erased_content_is_in_no_pack_and_still_held(one: Replica) -> None:
+    """I1 and I2 stay; the pack can end without it; storing it again heals it, dropping it forgets it."""
+    before = one.pack("D")
+    one.must(Erase((digest("a"),), "request 17", "me"))
+    after = one.pack("D")
+    assert before is not None
+    assert after is not None
+    assert (after.placed, after.placed_raw) == (before.placed - 1, before.placed_raw - length("a"))
+    assert (one.home("a"), one.count_of("a")) == (NO_PACK, 1)
+    with one.index.read() as tables:
+        row = tables.get(LOST, digest("a"))
+        assert row is not None
+        assert decode_row(row, LostRow) == LostRow(True, pack_name("D"), "request 17", "me", START, 2)
+        check_invariants(tables)
+    one.must(Drop((digest("loose"),)), pack("E", "b"), Retire(pack_name("D"), (digest("b"),)))
+    one.must(pack("F", "a"))
+    assert (one.home("a"), one.count_of("a")) == (pack_name("F"), 1)
+    with one.index.read() as tables:
+        assert tables.count(LOST) == 0
+        check_invariants(tables)
+    one.must(Erase((digest("a"), digest("a")), "again"))
+    one.must(Unpin(b"P" * 16), trash(0, "best"), Purge(C, 0, 5 + 1, force=True))
+    one.must(Drop((digest("N"), digest("a"))))
+    with one.index.read() as tables:
+        assert tables.count(LOST) == 0
         check_invariants(tables)
 
 

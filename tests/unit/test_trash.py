@@ -106,9 +106,9 @@ def test_deleting_again_changes_nothing(store: Store, clock: Clock) -> None:
     clock.pass_(days=3)
     head = store.log(limit=1)[0].seq
     for again in (version.delete(), store.delete("ds:v0")):
-        assert again.already_in_trash  # type: ignore[attr-defined]
-        assert again.trashed_at == first.trashed_at  # type: ignore[attr-defined]
-        assert again.purge_at == first.purge_at  # type: ignore[attr-defined]
+        assert again.already_in_trash
+        assert again.trashed_at == first.trashed_at
+        assert again.purge_at == first.purge_at
     assert store.log(limit=1)[0].seq == head
     store.trash.purge("ds:v0")
     with pytest.raises(VersionNotFoundError, match="purged"):

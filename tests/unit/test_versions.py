@@ -245,7 +245,7 @@ def test_to_dict_is_json_with_a_schema(store: Store) -> None:
     assert set(values) == {
         "schema", "ref", "id", "entity", "project", "collection", "version", "type", "state", "digest", "size",
         "file_count", "created_at", "updated_at", "commit", "aliases", "tags", "description", "metadata", "base",
-        "actor",
+        "actor", "ttl", "ttl_source", "expires_at", "held_by",
     }  # fmt: skip
     assert values["aliases"] == ["best", "latest"]
     assert datetime.fromisoformat(values["created_at"]).tzinfo is not None

@@ -1,14 +1,14 @@
 """The abstract machine: the protocol of `gc.pml` as sets and dictionaries, written apart from `casstore.state`.
 
 It is told of every effect (put, segment, delete, ack) and carries each out by its own rules. A reference count is
-here what docs/GC.md says it *means*, the number of distinct holders, so it cannot drift; a pack is a set of digests. What
-the library does otherwise than this machine is a `Difference`; what it does against I1 to I5 is one too.
+here what docs/GC.md says it *means*, the number of distinct holders, so it cannot drift; a pack is a set of digests.
+What the library does otherwise than this machine is a `Difference`; what it does against I1 to I5 is one too.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from casstore.format.rows import decode_row, kind_of_row, pack_of_row, refcount
@@ -23,6 +23,7 @@ from casstore.model import (
     Erase,
     GCRun,
     PackRow,
+    PackState,
     Pin,
     Quarantine,
     Record,
@@ -34,20 +35,11 @@ from casstore.model import (
     Unpin,
 )
 from casstore.overlay import Tables
-from casstore.state import CHUNK, NODE, PACK, PIN, head_of
-from casstore.testing.simulation.names import Names, Void
+from casstore.state import CHUNK, NODE, PACK, PIN, ZERO, head_of
+from casstore.testing.simulation.names import Difference, Names, Void
 
-LIVE, RETIRED, CONDEMNED = 0, 1, 2
+LIVE, RETIRED, CONDEMNED = int(PackState.LIVE), int(PackState.RETIRED), int(PackState.CONDEMNED)
 NOWHERE = bytes(16)
-DAY = 86_400_000_000
-
-
-class Difference(Exception):
-    """The library did what the protocol does not allow. ``check`` names the rule."""
-
-    def __init__(self, check: str, message: str) -> None:
-        super().__init__(f"{check}: {message}")
-        self.check = check
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,8 +73,10 @@ class Machine(Names):
         """how often anything was dropped, retired, condemned or deleted"""
         self.touched: set[bytes] = set()
         self.ended: set[bytes] = set()
-        self.added: dict[bytes, bytes] = {}
+        self.added: dict[bytes, tuple[bytes, ChunkKind]] = {}
         self.replicas = 0
+        self.rogues: set[bytes] = set()
+        """transactions that were put past the library, valid or not"""
         self._rules: dict[type[Any], Callable[[Any], None]] = {
             AddPack: self._add_pack,
             AddNode: self._add_node,
@@ -113,7 +107,9 @@ class Machine(Names):
             raise Difference("I4", f"{process} deletes the live pack {pack.hex()[:8]}")
         there = self.objects.pop(pack, None)
         if state is None and there is not None and there[1] != process:
-            raise Difference("condemn", f"{process} deletes pack {pack.hex()[:8]} of {there[1]}, of which the log is silent")
+            raise Difference(
+                "condemn", f"{process} deletes pack {pack.hex()[:8]} of {there[1]}, of which the log is silent"
+            )
 
     def ack(self, process: str, seq: int, numbers: Sequence[int]) -> None:
         """A process was told that its transaction took effect. I5: it did."""
@@ -132,7 +128,7 @@ class Machine(Names):
         outcomes = tuple(self._transaction(segment, transaction) for transaction in segment.transactions)
         self.log.append(Moment(true, segment.claimed, segment.writer, process, outcomes))
         for outcome in outcomes:
-            if outcome.void:
+            if outcome.void and outcome.txid not in self.rogues:
                 # Both guards of docs/GC.md hold in this library, so the second one never has to.
                 raise Difference("rebase", f"segment {segment.seq} of {process} is void: {outcome.void}")
 
@@ -190,7 +186,7 @@ class Machine(Names):
         self.assign(self.placed, record.pack, {})
         self.ended.add(record.pack)
         for digest in record.content.digests:
-            self.added.setdefault(digest, record.pack)
+            self.added.setdefault(digest, (record.pack, record.content.kind))
             if digest not in self.chunks or digest in self.lost:
                 self._place(digest, record.pack, record.content.kind)
                 self.remove(self.lost, digest)
@@ -249,14 +245,9 @@ class Machine(Names):
         if moved.keys() != self.placed[record.pack].keys() or not moved.keys() <= self.added.keys():
             raise Void("I3: what is in the pack was neither moved nor dropped")
         for digest in moved:
-            target = self.added[digest]
-            kind = next((kind for found, kind in map(self._at, self.placed[target]) if found == target), None)
-            self._place(digest, target, self.chunks[digest][1] if kind is None else kind)
+            self._place(digest, *self.added[digest])
         self.assign(self.packs, record.pack, RETIRED)
         self.ended.add(record.pack)
-
-    def _at(self, digest: bytes) -> tuple[bytes, ChunkKind]:
-        return self.chunks[digest]
 
     def _condemn(self, record: Condemn) -> None:
         self.endings += 1
@@ -319,7 +310,9 @@ class Machine(Names):
         if mine != theirs:
             raise Difference("I3", f"{process} has {digest.hex()[:8]} at {theirs}, not {mine}")
         if row is not None and refcount(row) != self.holders(digest):
-            raise Difference("I2", f"{process} counts {refcount(row)} holders of {digest.hex()[:8]}, not {self.holders(digest)}")
+            raise Difference(
+                "I2", f"{process} counts {refcount(row)} holders of {digest.hex()[:8]}, not {self.holders(digest)}"
+            )
         if (tables.get(NODE, digest) is not None) != (digest in self.children):
             raise Difference("I1", f"{process} disagrees on whether {digest.hex()[:8]} is a node")
 
@@ -328,7 +321,7 @@ class Machine(Names):
         found = None if row is None else decode_row(row, PackRow)
         state = self.packs.get(pack)
         mine = None if state is None else (state, len(self.placed.get(pack, ())))
-        theirs = None if found is None else ([LIVE, RETIRED, CONDEMNED][_ORDER[found.state.name]], found.placed)
+        theirs = None if found is None else (int(found.state), found.placed)
         if mine != theirs:
             raise Difference("I3", f"{process} has pack {pack.hex()[:8]} as {theirs}, not {mine}")
 
@@ -341,6 +334,8 @@ class Machine(Names):
             self._same_chunk(process, digest, tables)
         for pack in {*self.packs, *(key for key, _ in tables.scan(PACK))}:
             self._same_pack(process, pack, tables)
+        if {key for key, _ in tables.scan(ZERO)} != {digest for digest in self.chunks if not self.holders(digest)}:
+            raise Difference("I2", f"the zero-count table of {process} is not the digests without a holder")
         if self.pins.keys() != {key for key, _ in tables.scan(PIN)}:
             raise Difference("pins", f"{process} holds other pins")
         self.compare_names(process, tables)
@@ -370,8 +365,3 @@ class Machine(Names):
                 raise Difference("I3", f"{digest.hex()[:8]} is in pack {pack.hex()[:8]}, which is not live")
             if pack not in self.objects:
                 raise Difference("I4", f"{digest.hex()[:8]} is in pack {pack.hex()[:8]}, which is gone")
-
-
-_ORDER = {"LIVE": 0, "RETIRED": 1, "CONDEMNED": 2}
-
-__all__ = ["CONDEMNED", "LIVE", "RETIRED", "Difference", "Machine", "Moment", "field"]
