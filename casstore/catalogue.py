@@ -326,9 +326,10 @@ def move_to_trash(
         if version.state is VersionState.PURGED:
             raise wrong_state(Found(found.name, found.collection, version))
         held = aliases_of(tables, version.collection, version.number)
-        why = protection(collection_of(tables, version), version, held, protected_aliases(tables))
+        collection = collection_of(tables, version)
+        why = protection(collection, version, held, protected_aliases(tables))
         if why:
-            raise ProtectedError(f"{found.label} {why}", hint=f"casstore unprotect {found.label}")
+            raise refusal(collection, version, why)
         aliases = tuple(a for a in held if a != LATEST)
         if aliases and not delete_aliases:
             raise AliasGuardError(
@@ -369,6 +370,19 @@ def protection(
         return f"is in a protected collection: {collection.protected}"
     guards = sorted(by_alias.intersection(held))
     return f"has the protected alias {', '.join(guards)}" if guards else ""
+
+
+def refusal(collection: CollectionRow, version: VersionRow, why: str, but: str = "") -> ProtectedError:
+    """What to raise for a version that `protection` keeps; the hint lifts just that. ``but``: ends the message."""
+    name = full_name(collection).short
+    label = f"{name}:v{version.number}"
+    if version.protected:
+        hint = f"casstore unprotect {label}"
+    elif collection.protected:
+        hint = f"casstore unprotect {name}"
+    else:
+        hint = f"casstore alias rm {label}, or casstore policy set --protected-aliases"
+    return ProtectedError(f"{label} {why}{but}", hint=hint)
 
 
 def protect(engine: Engine, name: CollectionName, number: int, reason: str, actor: str) -> None:

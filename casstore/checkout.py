@@ -403,7 +403,7 @@ def verify_stored(engine: Engine, found: Found, progress: Progress = no_progress
     """
     changed: list[str] = []
     missing: list[str] = []
-    done = 0
+    done = erased = 0
     failures: Failures = []
     _check_listing(engine, found)
     for entry in entries(engine, found, failures=failures):
@@ -418,11 +418,17 @@ def verify_stored(engine: Engine, found: Found, progress: Progress = no_progress
                     progress("verify", done, found.version.size)
         except IntegrityError as error:
             (missing if error.code == "chunk-missing" else changed).append(entry.path)
+            erased += _was_erased(engine, error)
         progress("verify", done, found.version.size)
     for path, failure in failures:
         (missing if failure.code == "chunk-missing" else changed).append(path)
-    _raise_problems(found, missing, changed, [])
+    _raise_problems(found, missing, changed, [], erased)
     return done
+
+
+def _was_erased(engine: Engine, error: IntegrityError) -> bool:
+    lost = None if error.digest is None else engine.view.lost(bytes.fromhex(error.digest))
+    return lost is not None and lost.erased
 
 
 def _check_listing(engine: Engine, found: Found) -> None:
@@ -516,10 +522,12 @@ def _same_chunks(hash_bytes: Callable[[bytes], bytes], parts: Iterator[Piece], r
     return all(hash_bytes(read(length)) == digest for _, digest, length in parts) and not read(1)
 
 
-def _raise_problems(found: Found, missing: list[str], changed: list[str], extra: list[str]) -> None:
+def _raise_problems(found: Found, missing: list[str], changed: list[str], extra: list[str], erased: int = 0) -> None:
+    """``erased``: how many of the missing were given up on request."""
     if not (missing or changed or extra):
         return
-    counts = [(len(missing), "missing"), (len(changed), "changed"), (len(extra), "extra")]
+    gone = f"missing ({erased} of them erased on request)" if erased else "missing"
+    counts = [(len(missing), gone), (len(changed), "changed"), (len(extra), "extra")]
     said = ", ".join(f"{count} {word}" for count, word in counts if count)
     first = (missing + changed + extra)[0]
     raise VerificationError(

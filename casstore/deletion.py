@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 
 from casstore import catalogue, expiry
-from casstore.catalogue import BY_COLLECTION, DAY, Found, full_name, protection
+from casstore.catalogue import BY_COLLECTION, DAY, Found, full_name, protection, refusal
 from casstore.config import from_micros
 from casstore.engine import Engine
 from casstore.errors import (
@@ -226,9 +226,9 @@ def _carry_out(engine: Engine, request: Request, planned: _Chosen | None) -> Bul
     engine.commit(build)
     assert chosen is not None
     with engine.view.read() as tables:
-        head = head_of(tables)
         row = _row_of(tables, chosen.records[0]) if chosen.records else None
-        return _outcome(tables, chosen, head.highest if row is None else row.trashed)
+        # Nothing was to be done, or somebody has restored it already.
+        return _outcome(tables, chosen, engine.runtime.now() if row is None or not row.trashed else row.trashed)
 
 
 def _check_same(planned: _Chosen, chosen: _Chosen) -> None:
@@ -295,7 +295,7 @@ def _choose(tables: Tables, request: Request) -> _Chosen:
             named = tuple(alias for alias in held if alias != LATEST)
             why = protection(collection, version, held, by_alias)
             if why and request.where is None:
-                raise ProtectedError(f"{label} {why}; nothing was changed", hint=f"casstore unprotect {label}")
+                raise refusal(collection, version, why, "; nothing was changed")
             if not why and named and not request.delete_aliases:
                 why = f"has the aliases {', '.join(named)}"
                 if request.where is None:
@@ -410,8 +410,7 @@ def _check_collection(tables: Tables, row: CollectionRow, *, free: bool) -> None
     for version in versions(tables, row.id, states=(VersionState.COMMITTED,)):
         why = protection(row, version, held.get(version.number, ()), by_alias)
         if why:
-            label = f"{name}:v{version.number}"
-            raise ProtectedError(f"{label} {why}, so {name} stays", hint=f"casstore unprotect {label}")
+            raise refusal(row, version, why, f", so {name} stays")
     guards = sorted({alias for some in held.values() for alias in some} - {LATEST})
     if guards and not free:
         shown = ", ".join(guards[:SHOWN]) + (", …" if len(guards) > SHOWN else "")

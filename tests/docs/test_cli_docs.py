@@ -215,6 +215,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[s
     run("alias", "rm", "old:v0", "mine")
     run("retain", "old", "--yes")
     run("ballast", "4KiB")
+    run("checkpoint")
     run("preview", "ds:v1")
     run("why", "ds:v1/new.txt")
     run("gc", "--explain")

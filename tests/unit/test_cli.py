@@ -624,7 +624,12 @@ def test_policy(shell: Shell) -> None:
     assert shell.json("policy", "set", "--trash-days", "7", "--grace", "2h")["grace"] == 7200
     shown = shell.json("policy", "show")
     assert (shown["trash_days"], shown["gc_enabled"]) == (7, True)
-    assert shell("policy", "show").stdout == "trash_days  7.0\ngrace       7200.0\ngc_enabled  True\n"
+    lines = [line.split() for line in shell("policy", "show").stdout.splitlines()]
+    assert lines[:3] == [["trash_days", "7.0"], ["grace", "7200.0"], ["gc_enabled", "True"]]
+    set_ = shell.json("policy", "set", "--data-waste", "0.5", "--small-packs", "4", "--copy-bytes", "10KiB")
+    assert (set_["data_waste"], set_["small_packs"], set_["copy_bytes"]) == (0.5, 4, 10240)
+    assert shell.json("policy", "set", "--copy-bytes", "none")["copy_bytes"] is None
+    shell.error("policy", "set", "--data-waste", "2", code=2)
 
 
 def test_verify_lists_every_problem(two: Shell) -> None:

@@ -25,6 +25,7 @@ from casstore import (
     VersionNotFoundError,
     Where,
 )
+from casstore.model import Unpurge
 from casstore.testing.snapshot import snapshot
 
 
@@ -336,3 +337,49 @@ def test_what_a_collection_held_is_collected(store: Store) -> None:
     store.gc(offline=True)
     assert before - store.du().unique >= 30_000
     assert store.get("other")["f"].read() == shared
+
+
+def test_an_empty_collection_is_purged_at_its_date(store: Store, clock: Clock) -> None:
+    """No version of it waits in the trash, so it is its own date that counts."""
+    log(store).delete()
+    store.trash.empty()
+    store.collection("ds").delete()
+    clock.pass_(days=30, seconds=-1)
+    assert store.gc().purged == []
+    clock.pass_(seconds=1)
+    assert store.gc().purged == ["ds"]
+
+
+def unpurge(store: Store, number: int) -> None:
+    """What taking back a run of the collector does to a version."""
+    store._engine.commit(lambda _: (Unpurge("default/default/ds", number, 2**51, "me"),))
+
+
+def test_a_version_that_was_purged_and_taken_back_is_no_part_of_the_unit(store: Store) -> None:
+    log(store, "ds", b"0")
+    log(store, "ds", b"1")
+    store.collection("ds").delete()
+    store.trash.purge("ds:v1")
+    unpurge(store, 1)
+    assert [(item.ref, item.versions) for item in store.trash.list("ref")] == [("ds", 1), ("ds:v1", 1)]
+    assert len(store.trash) == 2
+    assert [version.ref for version in store.trash.restore("ds").versions()] == ["ds:v0"]
+    with pytest.raises(VersionNotFoundError) as caught:
+        store.get("ds:v1")
+    assert caught.value.hint == "casstore trash restore ds:v1"
+    assert store.trash.restore("ds:v1").ref == "ds:v1"
+
+
+def test_a_version_does_not_come_back_under_another_type(store: Store) -> None:
+    """Its collection was purged, and the name given another type, before its purge was taken back."""
+    log(store, "ds", b"0")
+    log(store, "keep", b"0")
+    store.collection("ds").delete()
+    store.trash.purge("ds")
+    log(store, "ds", b"1", kind="model")
+    unpurge(store, 0)
+    with pytest.raises(TypeConflictError, match="model") as caught:
+        store.trash.restore("ds:v0")
+    assert caught.value.exit_code == 11
+    assert [item.ref for item in store.trash.list()] == ["ds:v0"]
+    assert store.trash.empty() == ["ds:v0"]

@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from casstore import (
     Artifact,
@@ -27,12 +28,15 @@ from casstore import (
     VerificationError,
     Version,
 )
+from casstore.cli import main
 from casstore.errors import CasstoreError
 from casstore.format.layout import PACK_PREFIX, pack_key, pack_of
 from casstore.format.packs import check_pack, locations
+from casstore.gc.reclaim import condemn_orphans
 from casstore.gc.retire import _Mover
 from casstore.model import AddPack, ChunkKind, Erase
 from casstore.pack import decode_frame, slice_chunk
+from casstore.state import CHUNK
 from casstore.testing.snapshot import snapshot
 
 SMALL = StoreConfig(
@@ -257,7 +261,7 @@ def test_erased_is_not_damaged(store: Store) -> None:
     assert store.gc(grace=0).errors == []
     assert store.gc(offline=True).errors == []
     assert store.why("a:v0/f").state == "erased"
-    with pytest.raises(VerificationError) as caught:
+    with pytest.raises(VerificationError, match="1 of them erased on request") as caught:
         version.verify()
     assert caught.value.missing == ["f"]
     assert store.get("a")["g"].read() == block("g")
@@ -347,6 +351,25 @@ def test_what_cannot_be_moved_is_said(store: Store) -> None:
         store.get("a")["f"].read()
 
 
+def test_the_veto_is_asked_before_packs_go(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A view that goes wrong says that other content is still in a pack that is to go: it is not believed, nor kept."""
+    log(store, "a", {"f": block("secret", 100), "g": block("g", 200)})
+    engine = store._engine
+    other = store.get("a")["g"].chunks[0][0]
+    with engine.view.read() as tables:
+        before = tables.get(CHUNK, other)
+    assert before is not None
+
+    def tamper(*arguments: object) -> list[bytes]:
+        engine.view.update(lambda tables: tables.put(CHUNK, other, before))
+        return condemn_orphans(*arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr("casstore.erasure.condemn_orphans", tamper)
+    erase(store, "a:v0/f")
+    assert store.get("a")["g"].read() == block("g", 200)
+    assert store.fsck(read_data=True).clean
+
+
 def test_a_collector_on_the_way_does_not_bring_it_back(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     """It has copied the bytes to a new pack when they are given up: the pack must not become live, nor stay."""
     secret = block("secret")
@@ -375,3 +398,25 @@ def test_a_collector_on_the_way_does_not_bring_it_back(store: Store, monkeypatch
     store.gc(offline=True)
     assert is_gone(store, secret)
     assert version["g"].read() == block("g")
+
+
+def test_on_the_command_line(store: Store) -> None:
+    """Needs a reason and the digest; says what is left if it cannot be finished."""
+    version = log(store, "a", {"f": block("secret", 100)})
+    log(store, "b", {"f": block("secret", 100)})
+    words = ["purge-content", "a:v0/f", "--store", store.url]
+    digest = str(version["f"].digest)
+    before = snapshot(Path(store.url))
+    for more, code in (
+        ([], 2),
+        (["--reason", WHY], 14),
+        (["--reason", WHY, "--all-versions"], 14),
+        (["--reason", WHY, "--all-versions", "--confirm", "a:v0/f"], 14),
+        (["--reason", WHY, "--confirm", digest], 14),
+    ):
+        assert CliRunner().invoke(main, [*words, *more]).exit_code == code
+    assert snapshot(Path(store.url)) == before
+    done = CliRunner().invoke(main, [*words, "--reason", WHY, "--all-versions", "--confirm", digest])
+    assert done.exit_code == 0
+    assert "a:v0/f\nb:v0/f\n" in done.stdout
+    assert is_gone(store, block("secret", 100))

@@ -67,8 +67,9 @@ def test_protection_of_a_collection_holds_for_what_is_in_it(store: Store) -> Non
     assert collection.protected == "audit"
     later = log(store)
     assert later.protected is None, "it is the collection that is protected"
-    with pytest.raises(ProtectedError, match="protected collection: audit"):
+    with pytest.raises(ProtectedError, match="protected collection: audit") as inside:
         later.delete()
+    assert inside.value.hint == "casstore unprotect ds"
     with pytest.raises(ProtectedError, match="audit") as caught:
         collection.delete()
     assert caught.value.hint == "casstore unprotect ds"
@@ -82,8 +83,9 @@ def test_protected_aliases(store: Store) -> None:
     """By the policy of the store, while the alias is on the version."""
     store.set_policy(protected_aliases=["prod"])
     first, second = log(store, "ds", "prod"), log(store)
-    with pytest.raises(ProtectedError, match="protected alias prod"):
+    with pytest.raises(ProtectedError, match="protected alias prod") as named:
         first.delete(delete_aliases=True)
+    assert "casstore alias rm ds:v0" in named.value.hint
     with pytest.raises(ProtectedError):
         store.collection("ds").delete(confirm="ds")
     assert dict(store.delete(where=Where(alias="prod"), delete_aliases=True).skipped) == {

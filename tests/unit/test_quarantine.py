@@ -354,24 +354,38 @@ def test_a_writer_that_had_claimed_what_is_quarantined_stores_it_again(
     assert whole(last, "data:v0", V0)
 
 
-def test_a_reader_that_is_open_sees_what_somebody_else_healed(world: World, store: Store) -> None:
+def test_whoever_only_reads_the_catalogue_sees_no_change(world: World, store: Store) -> None:
+    before = [(v.ref, v.digest, v.size) for v in store.versions("data")]
+    world.rot(place(store, the_root(store)))
+    store.fsck(read_data=True, repair=True)
+    assert [(v.ref, v.digest, v.size) for v in world.open().versions("data")] == before
+
+
+def test_a_reader_that_is_behind_sees_what_somebody_else_healed(
+    world: World, store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on another host, whose view still has the old place: it looks at the head again before it complains."""
     digest = a_chunk(store)
     entry = store.get("data:v0")["a/shared"]
     world.rot(place(store, digest))
     forget(store)
     with pytest.raises(IntegrityError):
         entry.read()
+    reader = store._engine.reader
+    names = [name for name, _ in entry.chunks]
+    behind = dict(zip(names, reader._locate(names), strict=True))
+    locate, refresh = reader._locate, reader._refresh
+    monkeypatch.setattr(reader, "_locate", lambda digests: [behind[digest] for digest in digests])
     other = world.open()
     other.fsck(read_data=True, repair=True)
     log(other, "again", V0)
+
+    def look() -> None:
+        refresh()
+        monkeypatch.setattr(reader, "_locate", locate)
+
+    monkeypatch.setattr(reader, "_refresh", look)
     assert entry.read() == SHARED
-
-
-def test_whoever_only_reads_the_catalogue_sees_no_change(world: World, store: Store) -> None:
-    before = [(v.ref, v.digest, v.size) for v in store.versions("data")]
-    world.rot(place(store, the_root(store)))
-    store.fsck(read_data=True, repair=True)
-    assert [(v.ref, v.digest, v.size) for v in world.open().versions("data")] == before
 
 
 # ---------------------------------------------------------------- healed at once

@@ -115,6 +115,18 @@ def test_content_in_the_trash_and_in_a_pin_is_counted_once(world: World) -> None
     assert world.store.gc().kept_by["pins"] == found.pinned
 
 
+def test_damaged_content_in_the_trash_is_damaged_only(world: World) -> None:
+    ref = world.log("x", {"f": block("x", 200)})
+    ((digest, _),) = world.store.get(ref)["f"].chunks
+    (place,) = world.store._engine.view.locate([digest])
+    assert place is not None
+    world.store.delete(ref)
+    world.store._engine.commit(lambda _: (Quarantine(digest, place.pack),))
+    found = world.status()
+    assert found.live == 0
+    assert min(found.damaged, found.trash) > 0
+
+
 def test_what_a_purged_version_holds_is_nobodys(world: World) -> None:
     """Counts fall when a collection drops the node, not when the version is purged."""
     data = block("d", 10_000)

@@ -8,6 +8,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner, Result
 
 from casstore import (
     AliasGuardError,
@@ -23,6 +24,7 @@ from casstore import (
     VersionNotFoundError,
     Where,
 )
+from casstore.cli import main
 from casstore.engine import Engine
 from casstore.model import PutVersion, Record, Trash
 from casstore.overlay import Tables
@@ -311,6 +313,19 @@ def test_a_plan_frees_what_it_says(tmp_path: Path, seed: int) -> None:
             assert store.fsck().clean
 
 
+def test_what_is_dead_already_keeps_nothing(store: Store) -> None:
+    """Content that a purged version shared with this one is freed with this one, and what it alone had is not."""
+    shared, own = random.Random(1).randbytes(9000), random.Random(2).randbytes(9000)
+    log(store, "dead", shared + own)
+    log(store, "ds", shared)
+    store.delete("dead:v0")
+    store.trash.purge("dead:v0")
+    plan = store.plan_delete(["ds:v0"])
+    before = store.preview_delete(["ds:v0"]).exclusive_bytes
+    assert plan.foreseen.exclusive_plain_bytes == before
+    assert 9000 <= before < 10_000
+
+
 # --- the command line's words
 
 
@@ -373,6 +388,35 @@ def test_faults_have_a_position(text: str, position: int) -> None:
     with pytest.raises(InvalidInputError, match=f"at position {position} ") as caught:
         parse_where(text)
     assert caught.value.hint
+
+
+def test_rm_where_on_the_command_line(filled: Store) -> None:
+    """Refused without a confirmation and for a bad expression; nothing is changed by that, nor by a dry run."""
+
+    def run(*words: str, code: int = 0) -> Result:
+        result = CliRunner().invoke(main, ["rm", *words, "--store", filled.url])
+        assert result.exit_code == code, result.output
+        return result
+
+    before = snapshot(Path(filled.url))
+    run("--where", "unaliased", code=14)
+    assert "position 4" in run("--where", "age<3", "--yes", code=2).stderr
+    run("--where", "tag=old", "ds", "m", "--yes", code=2)
+    run("--where", "tag=old", "--collection", "ds", code=2)
+    run("--where", "tag=old", "nope", "--yes", code=10)
+    run("--where", "tag=old", "--confirm", "ds", code=2)
+    run(code=2)
+    run("ds:v0", "--collection", "ds", code=2)
+    run("--collection", "ds", code=14)
+    run("--collection", "ds", "--confirm", "m", code=14)
+    assert "casstore unprotect ds:v3" in run("--collection", "ds", "--confirm", "ds", code=14).stderr
+    run("ds:v0", "ds:v3", "--yes", code=14)
+    assert run("--where", "unaliased", "--dry-run").stdout == "ds:v0\nds:v2\n"
+    assert snapshot(Path(filled.url)) == before
+    done = run("--where", "unaliased", "ds", "--yes", "--reason", "old")
+    assert done.stdout == "ds:v0\nds:v2\n"
+    assert "ds:v3 stays: it is protected: paper" in done.stderr
+    assert {item.reason for item in filled.trash.list()} == {"old"}
 
 
 @pytest.mark.parametrize("text", ["alias=v1", "version in v9..v1", "type=a/b", "collection=ds"])

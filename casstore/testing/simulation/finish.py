@@ -168,6 +168,8 @@ def _expired(world: World, janitor: Process) -> None:
     # Time counts in full only if one writer saw it pass: an idle store's clock stands still.
     janitor.store.set_policy(grace=3600)
     world.true += LONG
+    _collect(world, janitor, grace=0)  # what is past its time to live goes into the trash only now
+    world.true += LONG
     _compacted(world, janitor)
     left = [v for _, _, v in world.oracle.all_versions() if v.state is not COMMITTED]
     if left or world.machine.pins:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+import casstore.catalogue
 import casstore.gc
 import casstore.gc.clearance
 import casstore.state.transition
@@ -26,7 +27,7 @@ from casstore.state import CHUNK, NODE, PACK, PIN, ZERO
 from casstore.state.content import ContentRules
 from casstore.state.labels import CatalogueRules
 from casstore.testing.simulation.network import Connection
-from casstore.view import pack_at
+from casstore.view import View, pack_at
 from casstore.writer import Writer
 
 _RETIRE = import_module("casstore.gc.retire")  # as an attribute of the package it is the function
@@ -305,6 +306,17 @@ def _no_counting(_: Any) -> Any:
     return lambda *rest, **options: 0
 
 
+# --- found by the simulation, since repaired -----------------------------------------------------
+
+
+def _shows_the_past(_: Any) -> Any:
+    return lambda self: self._storage.read()
+
+
+def _committed_only(right: Any) -> Any:
+    return lambda engine, reference, *, states=(), **rest: right(engine, reference, **rest)
+
+
 MUTATIONS: dict[str, Mutation] = {
     "no-rebase-no-check": Mutation(
         "no rebase, and apply does not look whether children are stored",
@@ -379,5 +391,12 @@ MUTATIONS: dict[str, Mutation] = {
     "empty-is-ended": Mutation(
         "a live pack nothing is placed in counts as ended",
         ((casstore.gc, "ended_packs", _live_ends_too), (casstore.gc.clearance, "ended_packs", _live_ends_too)),
+    ),
+    "view-goes-back": Mutation(
+        "a process is shown the past while another makes the view they share again", ((View, "_read", _shows_the_past),)
+    ),
+    "logged-then-sought": Mutation(
+        "a version that was logged is not found if it is in the trash by then",
+        ((casstore.catalogue, "lookup", _committed_only),),
     ),
 }

@@ -7,10 +7,20 @@ from __future__ import annotations
 
 import random
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from datetime import timedelta
 
 from casstore.artifact import Artifact, draft_base
-from casstore.errors import AlreadyExistsError, BackendError, CasstoreError, IntegrityError
+from casstore.errors import (
+    AlreadyExistsError,
+    BackendError,
+    CasstoreError,
+    FormatError,
+    IntegrityError,
+    InvalidInputError,
+    ParentDeletedError,
+)
 from casstore.model import (
     AddNode,
     AddPack,
@@ -39,6 +49,7 @@ from casstore.testing.simulation.names import COMMITTED, TRASHED, Difference
 from casstore.testing.simulation.options import DAY, HOUR
 from casstore.tree import INLINE_CHUNKS, write_chunk_list, write_entries
 from casstore.version import Version
+from casstore.view import collection_named
 from casstore.writer import Writer
 
 Run = Callable[[Process, random.Random], None]
@@ -144,7 +155,10 @@ def write(process: Process, rng: random.Random) -> None:
     token = oracle.token(plain)
     aliases = tuple(rng.sample(ALIASES, 1)) if rng.random() < 0.2 else ()
 
-    def records(_: Tables) -> Sequence[Record]:
+    def records(tables: Tables) -> Sequence[Record]:
+        collection = collection_named(tables, name)
+        if collection is not None and collection.state is TRASHED:
+            raise ParentDeletedError(f"{name} is in the trash")
         return (
             PutVersion(
                 name, KIND, raw.root, raw.size, len(files), token, b"{}", (), aliases, True, "", -1, process.base
@@ -155,7 +169,7 @@ def write(process: Process, rng: random.Random) -> None:
     try:
         raw.store()
         done = raw.writer.commit(records, raw.restore)
-    except BackendError:
+    except (BackendError, IntegrityError, FormatError):
         raw.writer.abandon()
         raise
     except CasstoreError:
@@ -174,8 +188,8 @@ def _log(process: Process, artifact: Artifact, plain: dict[str, bytes], rng: ran
     aliases = tuple(rng.sample(ALIASES, 1)) if rng.random() < 0.15 else ()
     try:
         version = store.log_artifact(artifact, aliases=aliases, dedup=rng.choice(("latest", "never", "any")))
-    except (BackendError, IntegrityError):
-        raise
+    except (BackendError, IntegrityError, FormatError):
+        raise  # what became of it is not known
     except CasstoreError:
         oracle.refuse(token)
         raise
@@ -275,6 +289,58 @@ def purge(process: Process, rng: random.Random) -> None:
         process.store.trash.purge(target.ref)
 
 
+@operation("protect", 2)
+def protect(process: Process, rng: random.Random) -> None:
+    """Protect a version, or no longer."""
+    target = pick(process, rng)
+    if target is not None:
+        version = _get(process, target.ref)
+        if rng.random() < 0.4:
+            version.protect("simulated")
+        else:
+            version.unprotect()
+
+
+@operation("age", 2)
+def age(process: Process, rng: random.Random) -> None:
+    """Give a version a time to live."""
+    target = pick(process, rng)
+    if target is not None:
+        _get(process, target.ref).set_ttl(timedelta(hours=rng.choice((1, 30, 200))), allow_immediate=True)
+
+
+@operation("expire", 1)
+def expire(process: Process, rng: random.Random) -> None:
+    """Trash what is past its time."""
+    assert process.store is not None
+    process.store.expire()
+
+
+@operation("hide", 1)
+def hide(process: Process, rng: random.Random) -> None:
+    """Move a collection to the trash."""
+    assert process.store is not None
+    process.store.collection(CollectionName.parse(_collection(process, rng)).short).delete(delete_aliases=True)
+
+
+@operation("show", 3)
+def show(process: Process, rng: random.Random) -> None:
+    """Bring a collection back."""
+    hidden = [name for name, found in process.world.machine.collections.items() if found.state is TRASHED]
+    if hidden and process.store is not None:
+        with suppress(InvalidInputError):  # by now it is not there, and the name means no version
+            process.store.trash.restore(CollectionName.parse(rng.choice(hidden)).short)
+
+
+@operation("forget", 1)
+def forget(process: Process, rng: random.Random) -> None:
+    """Purge a collection that is in the trash."""
+    hidden = [name for name, found in process.world.machine.collections.items() if found.state is TRASHED]
+    if hidden and process.store is not None:
+        with suppress(InvalidInputError):
+            process.store.trash.purge(CollectionName.parse(rng.choice(hidden)).short)
+
+
 @operation("pin", 3)
 def pin(process: Process, rng: random.Random) -> None:
     """Hold a root for some time."""
@@ -330,11 +396,11 @@ def verify(process: Process, rng: random.Random) -> None:
 # --- space ---------------------------------------------------------------------------------------
 
 
-@operation("gc", 14)
+@operation("gc", 11)
 def gc(process: Process, rng: random.Random) -> None:
     """Collect, in one way or another."""
     assert process.store is not None
-    process.store.gc(
+    report = process.store.gc(
         dry_run=rng.random() < 0.1,
         grace=rng.choice((0, 0, 0, 60.0, None)),
         incremental=rng.random() < 0.3,
@@ -342,6 +408,15 @@ def gc(process: Process, rng: random.Random) -> None:
         max_waste=rng.choice((None, None, 0.0, 0.3)),
         max_bytes=rng.choice((None, None, None, 500, 3000)),
     )
+    if report.purged or report.freed_chunks:
+        process.world.runs.append(report.run_id)
+
+
+@operation("undo", 2)
+def undo(process: Process, rng: random.Random) -> None:
+    """Take back what a collection did, if its bytes are still there."""
+    if process.world.runs and process.store is not None:
+        process.store.gc_undo(rng.choice(process.world.runs[-4:]))
 
 
 @operation("compact", 2)
@@ -362,7 +437,7 @@ def preview(process: Process, rng: random.Random) -> None:
 # --- somebody who does not use this library -------------------------------------------------------
 
 
-@operation("rogue", 2)
+@operation("rogue", 3)
 def rogue(process: Process, rng: random.Random) -> None:
     """Put a transaction into the log that no writer of ours would: replicas must find it void, or a duplicate."""
     engine, machine = process.engine, process.world.machine

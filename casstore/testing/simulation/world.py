@@ -19,6 +19,7 @@ import casstore.state
 import casstore.view
 from casstore.codec import RAW, Buffer, ZstdCodec
 from casstore.errors import (
+    AlreadyExistsError,
     BackendError,
     ConflictError,
     FormatError,
@@ -97,6 +98,9 @@ class World:
         self.machine.on_version = self.oracle.on_version
         self.machine.on_purge = self.oracle.on_purge
         self.nodes: list[bytes] = []
+        """bytes of some nodes, to be stored as files as well"""
+        self.runs: list[str] = []
+        """collections that freed something"""
         self.violation: Difference | None = None
         self.alarms = 0
         self.outcomes: Counter[str] = Counter()
@@ -249,7 +253,7 @@ class World:
                 self._foreign(spec, error)
             self.alarms += alarm
             outcome = f"alarm {type(error).__name__}" if alarm else "failed"
-        except (NotFoundError, ConflictError, RefusedError) as error:
+        except (NotFoundError, AlreadyExistsError, ConflictError, RefusedError) as error:
             if spec.kind in NEVER_IN_CONFLICT and type(error) in {ConflictError, StoreBusyError}:
                 self._foreign(spec, error)
             outcome = type(error).__name__
