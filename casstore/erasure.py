@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 
 from casstore import catalogue, explain
-from casstore.backend import ObjectInfo
+from casstore.backend import TEMPORARY, ObjectInfo
 from casstore.catalogue import Found, full_name
 from casstore.config import from_micros
 from casstore.contents import content_digest, entries, find_entry, pieces
@@ -30,6 +30,7 @@ from casstore.errors import (
     NotFoundError,
     RefusedError,
 )
+from casstore.format.layout import PACK_PREFIX
 from casstore.format.nodes import CHUNK_LIST
 from casstore.format.rows import length_of_row, pack_of_row
 from casstore.gc.clearance import clear
@@ -331,6 +332,9 @@ def _sweep(engine: Engine, digests: AbstractSet[bytes], run: GCRun, report: Eras
     if sweep_temporary is not None:
         # What a killed writer left half written may have the bytes, too. Nobody else is at work here now.
         sweep_temporary(ANY_AGE)
+    # A name that was taken away, here or by somebody before, may come back with a power cut until it is synced.
+    engine.backend.barrier(PACK_PREFIX)
+    engine.backend.barrier(f"{TEMPORARY}/")
 
 
 def _why(errors: Sequence[str]) -> str:

@@ -285,7 +285,7 @@ class _Model:
         for op in self._ops:
             if op.add and op.what is None:
                 made.add(op.add)
-            if id(op) in lost or (litter and op.noise and op.remove):
+            if id(op) in lost or (litter and op.noise and op.remove and not op.durable):
                 continue
             if op.remove:
                 files.pop(op.remove, None)

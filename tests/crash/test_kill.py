@@ -15,16 +15,29 @@ import sys
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
-from casstore import Artifact, ChunkerParams, Runtime, Settings, Store, StoreConfig, StoreNotFoundError, Version
-from casstore.backend.osops import OsOps, StrPath
+from casstore import (
+    Artifact,
+    CasstoreError,
+    ChunkerParams,
+    Runtime,
+    Settings,
+    Store,
+    StoreConfig,
+    StoreNotFoundError,
+    Version,
+    Where,
+)
+from casstore.backend.osops import OsOps
+from casstore.checkpointing import KEEP
+from casstore.testing.checks import recount, replayed, view_hash
 from casstore.testing.record import FILE_OPS, RecordingOps
-
-Files = dict[str, bytes]
+from casstore.testing.worlds import ERASED, MINE, NoSync, World, contains, files_with, look, read_files
 
 KILLED = 137
 SMALL = StoreConfig(
@@ -34,6 +47,7 @@ _random = random.Random(4)
 BLOCKS = [_random.randbytes(700) for _ in range(12)]
 LARGE = b"".join(_random.randbytes(1200) for _ in range(9))
 """a file of about 40 chunks: more than an entry holds itself, so that it has chunk-list nodes"""
+SECRET = _random.randbytes(3000)
 
 
 # ---------------------------------------------------------------- scenarios
@@ -45,15 +59,16 @@ class Play:
 
     path: Path
     crash_at: int | None = None
-    ops: RecordingOps | None = None
+    ops: OsOps | None = None
     workers: int = 1  # one, so that effects come in the same order each time
     seed: int = 1
+    ago: timedelta = timedelta()  # how far the clock is behind
     store: Store = field(init=False)
     version: Version = field(init=False)
 
     def open(self, *, create: bool = False) -> None:
         names = random.Random(self.seed)
-        runtime = Runtime(random_bytes=names.randbytes)
+        runtime = Runtime(random_bytes=names.randbytes, clock=lambda: datetime.now(UTC) - self.ago)
         self.store = Store.open(
             self.path, create=create, runtime=runtime, settings=Settings(workers=self.workers), ops=self.ops
         )
@@ -159,32 +174,187 @@ GC: Sequence[Step] = (reopen, collect)
 GC_OFFLINE: Sequence[Step] = (reopen, collect_offline)
 
 
+def log_more(play: Play) -> None:
+    """Collections with something to do for each of the rules below."""
+    for number in range(2, 6):
+        play.log("data", {"a": BLOCKS[number], "n": b"%d" % number}, tags=["t"] if number == 3 else [])
+    for number in range(3):
+        play.log("team", {"n": b"%d" % number, "b": BLOCKS[number]})
+    play.log("other", OTHER)
+
+
+def live_long(play: Play) -> None:
+    play.store.set_ttl("data:v0", timedelta(days=30))
+
+
+def default_of_collection(play: Play) -> None:
+    play.store.set_default_ttl(timedelta(days=400), "team")
+
+
+def default_of_store(play: Play) -> None:
+    play.store.set_default_ttl(timedelta(days=500))
+
+
+def protect(play: Play) -> None:
+    play.store.get("data:v1").protect("used")
+
+
+def protect_collection(play: Play) -> None:
+    play.store.collection("team").protect("used")
+
+
+def unprotect(play: Play) -> None:
+    play.store.get("data:v1").unprotect()
+
+
+def unprotect_collection(play: Play) -> None:
+    play.store.collection("team").unprotect()
+
+
+def pin(play: Play) -> None:
+    play.store.pin(["data:v1", "team:v0"], MINE)
+
+
+def mine(store: Store) -> str:
+    (held,) = [held for held in store.pins() if held.purpose == MINE]
+    return held.id
+
+
+def renew(play: Play) -> None:
+    play.store.renew_pin(mine(play.store), None)
+
+
+def unpin(play: Play) -> None:
+    play.store.unpin(mine(play.store))
+
+
+def limit(play: Play) -> None:
+    play.store.quota(10**9, "free")
+
+
+def rule(play: Play) -> None:
+    play.store.set_policy(trash_days=10, protected_aliases=["prod"], gc_enabled=True)
+
+
+def describe(play: Play) -> None:
+    play.store.get("data:v1").update(description="said", tags=["x", "y"])
+
+
+def live_an_hour(play: Play) -> None:
+    """It was logged two hours ago, so that it expires at once."""
+    play.store.set_ttl("data:v2", timedelta(hours=1), allow_immediate=True)
+
+
+def expire(play: Play) -> None:
+    assert len(play.store.expire().refs) == 1
+
+
+def retain(play: Play) -> None:
+    play.store.retain("team", keep_last=2)
+
+
+def delete_where(play: Play) -> None:
+    assert play.store.delete(where=Where(tag="t"), collection="data").count == 1
+
+
+def apply_plan(play: Play) -> None:
+    play.store.plan_delete(["data:v4", "other:v0"], delete_aliases=True).apply()
+
+
+def delete_collection(play: Play) -> None:
+    play.store.collection("team").delete()
+
+
+def restore_collection(play: Play) -> None:
+    play.store.trash.restore("team")
+
+
+def purge_collection(play: Play) -> None:
+    play.store.trash.purge("team")
+
+
+def empty(play: Play) -> None:
+    assert play.store.trash.empty()
+
+
+def undo(play: Play) -> None:
+    (run,) = [done.run_id for done in play.store.deletions() if done.action == "gc"]
+    assert run
+    play.store.gc_undo(run)
+
+
+def restore_undone(play: Play) -> None:
+    play.store.trash.restore("doomed:v0")
+
+
+def reclaim(play: Play) -> None:
+    assert play.store.gc_reclaim().reclaimed_packs
+
+
+def checkpoint(play: Play) -> None:
+    play.store.checkpoint()
+
+
+def log_small(play: Play) -> None:
+    play.log("data", {"small": b"small"})
+
+
+def alias_small(play: Play) -> None:
+    play.store.get("data:v1").add_alias("small")
+
+
+def log_secret(play: Play) -> None:
+    play.log("data", {"secret": SECRET, "own": BLOCKS[6]})
+
+
+def log_secret_again(play: Play) -> None:
+    play.log("data", {"copy": SECRET, "more": BLOCKS[7]})
+
+
+def erase(play: Play) -> None:
+    foreseen = play.store.erase("data:v2/copy", reason="request 17", dry_run=True)
+    done = play.store.erase("data:v2/copy", True, "request 17", foreseen.digest)
+    assert done.remaining == []
+
+
+LABELS: Sequence[Step] = (
+    reopen,
+    live_long,
+    default_of_collection,
+    default_of_store,
+    protect,
+    protect_collection,
+    unprotect,
+    unprotect_collection,
+    pin,
+    renew,
+    unpin,
+    limit,
+    rule,
+    describe,
+)
+RULES: Sequence[Step] = (
+    reopen,
+    live_an_hour,
+    expire,
+    retain,
+    delete_where,
+    apply_plan,
+    delete_collection,
+    restore_collection,
+    delete_collection,
+    purge_collection,
+    empty,
+)
+UNDO: Sequence[Step] = (reopen, undo, restore_undone, reclaim)
+CHECKPOINT: Sequence[Step] = (reopen, checkpoint, log_small, checkpoint, alias_small, checkpoint)
+ERASE: Sequence[Step] = (reopen, erase)
+
+
 # ---------------------------------------------------------------- what is seen
 
 
-@dataclass(frozen=True)
-class World:
-    """Everything a user can see: versions with their files, what is in the trash, where aliases are."""
-
-    versions: dict[str, Files]
-    trash: frozenset[str]
-    aliases: dict[str, str]
-
-
 NOTHING = World({}, frozenset(), {})
-
-
-def read_back(version: Version) -> Files:
-    return {entry.path: entry.read() for entry in version.files()}
-
-
-def look(store: Store) -> World:
-    found = [version for info in store.collections() for version in store.versions(info.name)]
-    return World(
-        {version.ref: read_back(version) for version in found},
-        frozenset(item.ref for item in store.trash.list()),
-        {f"{version.collection}:{name}": version.version for version in found for name in version.aliases},
-    )
 
 
 def undisturbed(before: Path | None, path: Path, steps: Sequence[Step]) -> tuple[list[World], RecordingOps]:
@@ -279,16 +449,6 @@ def sweep(before: Path | None, scratch: Path, steps: Sequence[Step], start: int 
             child.finish()
 
 
-class NoSync(OsOps):
-    """For looking at what is left: that is quicker."""
-
-    def fsync(self, fd: int, path: StrPath) -> None:
-        pass
-
-    def fsync_dir(self, path: StrPath) -> None:
-        pass
-
-
 def check_survivor(path: Path, allowed: Sequence[World]) -> None:
     """Open what a killed process left: it is one of some worlds, sound, and can be cleaned and used."""
     with Store.open(path, ops=NoSync()) as store:
@@ -316,7 +476,7 @@ def check_no_garbage(store: Store, path: Path) -> None:
 def check_life_goes_on(store: Store) -> None:
     artifact = Artifact("after", type="dataset")
     artifact.add_bytes(LARGE, "large")
-    assert read_back(store.log_artifact(artifact)) == {"large": LARGE}
+    assert read_files(store.log_artifact(artifact)) == {"large": LARGE}
 
 
 # ---------------------------------------------------------------- stores to begin with
@@ -429,6 +589,228 @@ def sweep_up(play: Play) -> None:
     assert play.store.gc(offline=True).condemned_packs
 
 
+# ---------------------------------------------------------------- operations other than logging and collecting
+
+
+def finish(path: Path, worlds: Sequence[World], steps: Sequence[Step], acked: int) -> None:
+    """Open what a killed process left: it is one of two worlds; do the rest of the scenario, the last step again.
+
+    A step that had happened after all is repeated, too, as its author would: that is refused or changes nothing.
+    """
+    play = Play(path, ops=NoSync(), seed=9)
+    play.open()
+    with play.store as store:
+        seen = check_whole(store, worlds[acked : acked + 2])
+        done = acked
+        if 0 < acked < len(steps) and seen == worlds[acked + 1]:
+            done += 1
+            try:
+                steps[acked](play)
+            except CasstoreError as error:
+                assert seen != worlds[acked], f"it has done nothing yet, and is refused: {error}"
+            assert look(store) == worlds[acked + 1]
+        for number, step in enumerate(steps[max(done, 1) :], max(done, 1)):
+            step(play)
+            assert look(store) == worlds[number + 1]
+        check_whole(store, worlds[-1:])
+        check_no_garbage(store, path)
+        check_whole(store, worlds[-1:])
+
+
+def check_whole(store: Store, allowed: Sequence[World]) -> World:
+    """It is one of some worlds; every byte is right, every count, and the view is what the log says."""
+    seen = look(store)
+    assert seen in allowed
+    assert store.fsck(read_data=True).findings == []
+    engine = store._engine
+    assert replayed(engine) == view_hash(engine)
+    recount(engine)
+    return seen
+
+
+def give_up(path: Path, allowed: Sequence[World]) -> None:
+    """Collect what a killed process left, as if nobody ever tried again."""
+    with Store.open(path, ops=NoSync()) as store:
+        check_whole(store, allowed)
+        store.expire()
+        seen = look(store)
+        check_no_garbage(store, path)
+        check_whole(store, [seen])
+        trashed = {item.ref: item.kind for item in store.trash.list()}
+        assert trashed.keys() == seen.trash
+        for ref, kind in trashed.items():
+            back = store.trash.restore(ref)
+            assert all(version.verify() for version in ([back] if kind == "version" else back.versions()))
+
+
+def run_operations(before: Path, scratch: Path, steps: Sequence[Step], *, both: bool) -> tuple[int, list[World]]:
+    """Kill a scenario at every effect; go on with it, or give it up, in turn (``both``: each time)."""
+    worlds, ops = undisturbed(before, scratch / "undisturbed", steps)
+    kills = 0
+    for child, acked in sweep(before, scratch, steps):
+        kills += child.killed
+        if both or child.at % 3 == 0:
+            given_up = scratch / "given-up"
+            shutil.copytree(child.path, given_up)
+            give_up(given_up, worlds[acked : acked + 2])
+            shutil.rmtree(given_up)
+        if both or child.at % 3:
+            finish(child.path, worlds, steps, acked)
+    assert kills == len(ops.trace), "each effect was the last one once"
+    print(f"{kills} kills, after {dict(Counter(effect.op for effect in ops.trace))}")
+    return kills, worlds
+
+
+@pytest.fixture(scope="module")
+def grown(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with some collections, all of it logged two hours ago."""
+    path = tmp_path_factory.mktemp("grown") / "s"
+    Store.create(path, config=SMALL, clock=lambda: datetime.now(UTC) - timedelta(hours=2)).close()
+    play = Play(path, seed=5, ago=timedelta(hours=2))
+    for step in (reopen, log_first, alias_first, log_second, log_more):
+        step(play)
+    play.store.close()
+    return path
+
+
+def alias_first(play: Play) -> None:
+    play.store.get("data:v0").add_alias("first")
+
+
+def test_kill_what_is_said_about_versions_at_every_effect(grown: Path, tmp_path: Path) -> None:
+    """Times to live, protection, pins, policy, quota, descriptions."""
+    kills, worlds = run_operations(grown, tmp_path, LABELS, both=False)
+    assert len({str(world) for world in worlds}) >= len(worlds) - 3, "each step changes something to be seen"
+    assert kills > 7 * (len(LABELS) - 1)
+
+
+def test_kill_what_rules_delete_at_every_effect(grown: Path, tmp_path: Path) -> None:
+    """Expiry, retention, predicates, plans, whole collections, the emptying of the trash."""
+    _, worlds = run_operations(grown, tmp_path, RULES, both=False)
+    assert [*worlds[-1].versions] == ["data:v0", "data:v1", "data:v5"]
+    assert worlds[-1].trash == frozenset()
+    assert "team" in worlds[-3].trash
+
+
+def test_kill_an_undo_at_every_effect(dirty: Path, tmp_path: Path) -> None:
+    """What was purged stays purged or is back whole; then the packs it was taken from are deleted."""
+    before = tmp_path / "before"
+    shutil.copytree(dirty, before)
+    with Store.open(before) as store:
+        assert store.gc(max_waste=0).freed_chunks
+    _, worlds = run_operations(before, tmp_path, UNDO, both=True)
+    assert worlds[2].trash == {"data:v0", "doomed:v0", "other:v0"}
+    assert worlds[3].versions["doomed:v0"] == {"p": BLOCKS[9], "q": LARGE[:3000] + BLOCKS[10]}
+
+
+def test_kill_a_checkpoint_at_every_effect(fresh: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three of them, so that the oldest goes; a fresh view that begins at what is left is what the log says."""
+    monkeypatch.setattr("casstore.checkpoint.PART_BYTES", 4000)
+    worlds, ops = undisturbed(fresh, tmp_path / "undisturbed", CHECKPOINT)
+    links = [effect.target for effect in ops.trace if effect.op == "link" and effect.target.startswith("ckpt/")]
+    assert sum("." in link for link in links) >= 6, "several parts each"
+    kills = begun = 0
+    for child, acked in sweep(fresh, tmp_path, CHECKPOINT):
+        kills += child.killed
+        shutil.rmtree(child.path / "index")
+        with Store.open(child.path, ops=NoSync()) as store:
+            begun += bool(store._engine.checkpoints.newest(store._engine.log))
+            check_whole(store, worlds[acked : acked + 2])
+        finish(child.path, worlds, CHECKPOINT, acked)
+        with Store.open(child.path, ops=NoSync()) as store:
+            for number in range(2):
+                store.get("data:v0").add_alias(f"again-{number}")
+                assert store.checkpoint().made
+            listed = store._engine.checkpoints.listed()
+        assert "" not in listed, "no parts of a checkpoint that was never finished"
+        assert len(listed) == KEEP
+    assert kills == len(ops.trace)
+    assert begun > kills / 2
+    print(f"{kills} kills, {begun} with a checkpoint to begin with")
+
+
+@pytest.fixture(scope="module")
+def secretive(fresh: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store whose packs have the secret three times: live, in its grace, and of a writer that was killed."""
+    path = tmp_path_factory.mktemp("secretive") / "s"
+    shutil.copytree(fresh, path)
+    half = path.parent / "half"
+    _, ops = undisturbed(path, path.parent / "whole", (reopen, log_secret))
+    links = [n for n, effect in enumerate(ops.trace, 1) if effect.op == "link" and effect.target.startswith("log/")]
+    shutil.copytree(path, half)
+    assert fork(path, (reopen, log_secret), links[0] - 1, seed=41).finish() == (1, KILLED)
+    play = Play(path, seed=42)
+    for step in (reopen, log_secret, log_secret_again):
+        step(play)
+    play.store.delete("data:v1")
+    play.store.trash.purge("data:v1")
+    assert play.store.gc(max_waste=0).retired_packs
+    play.store.close()
+    assert fork(half, (reopen, log_secret), links[0] - 5, seed=43).finish() == (1, KILLED)
+    left = [file for file in half.glob("tmp/*") if contains(file.read_bytes(), SECRET)]
+    for file in left:
+        shutil.copy2(file, path / "tmp" / file.name)
+    return path
+
+
+def test_kill_an_erasure_at_every_effect(secretive: Path, tmp_path: Path) -> None:
+    """Repeated, it is finished: no byte is left, in packs, temporary files, or anywhere below the store."""
+    worlds, ops = undisturbed(secretive, tmp_path / "undisturbed", ERASE)
+    holding = files_with(secretive, SECRET)
+    assert sum(name.startswith("packs/") for name in holding) >= 3
+    assert worlds[-1].versions["data:v2"] == {"copy": ERASED, "more": BLOCKS[7]}
+    kills = half_done = 0
+    for child, acked in sweep(secretive, tmp_path, ERASE):
+        kills += child.killed
+        half_done += bool(files_with(child.path, SECRET)) and acked < len(ERASE)
+        given_up = tmp_path / "given-up"
+        shutil.copytree(child.path, given_up)
+        give_up(given_up, worlds[acked : acked + 2])
+        shutil.rmtree(given_up)
+        play = Play(child.path, ops=NoSync(), seed=9)
+        play.open()
+        with play.store as store:
+            check_whole(store, worlds[acked : acked + 2])
+            if acked < len(ERASE):
+                erase(play)
+            assert files_with(child.path, SECRET) == []
+            check_whole(store, worlds[-1:])
+            assert store.fsck().erased == ["data:v2/copy"]
+            check_no_garbage(store, child.path)
+            check_life_goes_on(store)
+    assert kills == len(ops.trace)
+    assert half_done > kills / 2
+    print(f"{kills} kills, {half_done} with something left; {len(holding)} files to begin with")
+
+
+def ballast(size: int) -> Step:
+    return lambda play: assert_equal(play.store.ballast(size), size)
+
+
+def assert_equal(one: object, other: object) -> None:
+    assert one == other
+
+
+def test_kill_the_setting_of_the_ballast_at_every_effect(fresh: Path, tmp_path: Path) -> None:
+    """It has its old size, its new one, or is gone; nothing of it is left elsewhere."""
+    sizes = (0, 8192, 4096, 0)
+    steps = (reopen, *map(ballast, sizes[1:]))
+    worlds, ops = undisturbed(fresh, tmp_path / "undisturbed", steps)
+    kills = 0
+    for child, acked in sweep(fresh, tmp_path, steps):
+        kills += child.killed
+        with Store.open(child.path, ops=NoSync()) as store:
+            place = max(acked - 1, 0)
+            assert store.ballast() in {*sizes[place : place + 2], 0}
+            check_whole(store, worlds[:1])
+            kept = store.ballast()
+            check_no_garbage(store, child.path)
+            assert store.ballast() == kept
+            assert store.ballast(100) == 100
+        assert not [*child.path.glob("tmp/*")]
+    assert kills == len(ops.trace)
+
+
 # ---------------------------------------------------------------- real processes
 
 SCRIPT = """
@@ -478,7 +860,7 @@ def test_a_store_whose_writers_were_killed_many_times(fresh: Path, tmp_path: Pat
         assert store.fsck().orphan_packs > 0
         check_no_garbage(store, path)
         assert [version.number for version in store.versions("data", newest_first=False)] == [*range(versions)]
-        assert read_back(store.get("data:v0")) == V0
+        assert read_files(store.get("data:v0")) == V0
 
 
 def log_next(play: Play) -> None:

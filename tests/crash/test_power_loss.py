@@ -44,9 +44,9 @@ from casstore.log import Log
 from casstore.model import Retire
 from casstore.testing.crashstates import CrashState, crash_states, in_temp, sync_effects, without
 from casstore.testing.record import ACK, Effect, RecordingOps
+from casstore.testing.worlds import Files, NoSync, World, look
 
 T = TypeVar("T")
-Files = dict[str, bytes]
 Step = Callable[[Store], object]
 
 SMALL = StoreConfig(
@@ -64,25 +64,7 @@ GONE = {"z": BLOCKS[4]}
 # ---------------------------------------------------------------- what is seen
 
 
-@dataclass(frozen=True)
-class World:
-    """Everything a user can see: versions with their files, what is in the trash, where aliases are."""
-
-    versions: dict[str, Files]
-    trash: frozenset[str]
-    aliases: dict[str, str]
-
-
 NO_STORE: None = None
-
-
-def look(store: Store) -> World:
-    found = [version for info in store.collections() for version in store.versions(info.name)]
-    return World(
-        {version.ref: {entry.path: entry.read() for entry in version.files()} for version in found},
-        frozenset(item.ref for item in store.trash.list()),
-        {f"{version.collection}:{name}": version.version for version in found for name in version.aliases},
-    )
 
 
 def log(store: Store, name: str, files: Mapping[str, bytes], **how: object) -> Version:
@@ -221,16 +203,6 @@ def _objects(state: CrashState, initial: Mapping[str, bytes]) -> Files:
     files = {path: data for path, data in initial.items() if path not in state.removed}
     files.update({path: initial[c.initial] if c.initial else c.data for path, c in state.files.items()})
     return {path[2:]: data for path, data in files.items() if path.startswith("s/") and not in_temp(path)}
-
-
-class NoSync(OsOps):
-    """For looking at what is left, which nobody will take the power from again."""
-
-    def fsync(self, fd: int, path: StrPath) -> None:
-        pass
-
-    def fsync_dir(self, path: StrPath) -> None:
-        pass
 
 
 def inspect(url: str | Path, keys: Iterable[str]) -> World | str | None:

@@ -905,3 +905,18 @@ def test_expire_and_retain_on_the_command_line(real: Store) -> None:
     assert "trashed" in run(real, "retain", "ds", "--keep-last", "1", "--yes")
     run(real, "show", "ds:v0", code=10)
     run(real, "retain", "ds", "--keep-last", "1")
+
+
+def test_rules_of_time_on_the_command_line(real: Store) -> None:
+    """They can be set, emptied again, and wrong ones are refused."""
+    run(real, "policy", "set", "--retention", "keep 5", code=2)
+    run(real, "policy", "set", "--no-ttl-types", "a b", code=2)
+    words = ("--retention", '{"keep_last": 5}', "--no-ttl-types", "run,code", "--protected-aliases", "best", "--json")
+    changed = json.loads(run(real, "policy", "set", *words))
+    assert (changed["retention"], changed["no_ttl_types"]) == ({"keep_last": 5}, ["code", "run"])
+    assert json.loads(run(real, "retain", "ds", "--dry-run", "--json"))["rules"] == {"keep_last": 5}
+    run(real, "show", "ds:best")
+    emptied = ("policy", "set", "--retention", "null", "--no-ttl-types", "", "--protected-aliases", "")
+    assert "--confirm 1" in run(real, *emptied, code=14)
+    values = json.loads(run(real, *emptied, "--confirm", "1", "--json"))
+    assert (values["retention"], values["no_ttl_types"], values["protected_aliases"]) == (None, [], [])

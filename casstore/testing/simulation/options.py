@@ -97,6 +97,7 @@ MIXES: dict[str, dict[str, int]] = {
     "all": {},
     "writers": {"write": 40, "log": 16, "gc": 10, "trash": 14, "purge": 10},
     "collectors": {"write": 26, "gc": 28, "undo": 5, "trash": 16, "purge": 14, "compact": 8},
+    "views": {"rebuild": 10, "reopen": 8, "trash": 20},
     "names": {"trash": 20, "restore": 14, "alias": 14, "purge": 8},
     "drafts": {"draft": 24, "pin": 10, "unpin": 8, "gc": 18, "trash": 18, "purge": 14},
 }

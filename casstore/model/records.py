@@ -1,0 +1,343 @@
+"""What the log says: records, transactions, segments (docs/FORMAT.md §6)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from casstore.model.content import PackContent
+
+
+@dataclass(frozen=True, slots=True)
+class AddPack:
+    """A pack is in the backend, whole and durable, and from now on live."""
+
+    pack: bytes
+    size: int
+    content: PackContent
+
+
+@dataclass(frozen=True, slots=True)
+class AddNode:
+    """A stored node and its *distinct* children. Counts references only when newly indexed."""
+
+    digest: bytes
+    children: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Drop:
+    """Forget digests nobody refers to, parents before children. A dropped node releases its children."""
+
+    digests: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Retire:
+    """A pack ends: ``moved`` digests live on in packs added by the same transaction, nothing else is left."""
+
+    pack: bytes
+    moved: tuple[bytes, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Condemn:
+    """A pack that was never committed never will be."""
+
+    pack: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class GCRun:
+    """This transaction belongs to a run of the collector. Changes nothing: it is for the record and for undo."""
+
+    run: bytes
+    actor: str
+    start: int
+    """position of the log when the run began"""
+    summary: bytes = b""
+    """canonical JSON with the run's totals, in its last transaction"""
+
+
+@dataclass(frozen=True, slots=True)
+class Quarantine:
+    """The bytes of a digest in a pack are damaged: it counts as absent until a writer stores it again."""
+
+    digest: bytes
+    pack: bytes
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Erase:
+    """Give up the bytes of digests that are still referred to, on request. Reading them says so."""
+
+    digests: tuple[bytes, ...]
+    reason: str
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Checkpoint:
+    """The state at a position is kept in an object, whose `state_hash` is this."""
+
+    seq: int
+    key: str
+    state_hash: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class PutVersion:
+    """A new version; its number is assigned when the record is applied."""
+
+    collection: str
+    type: str
+    root: bytes
+    size: int
+    file_count: int
+    description: str
+    metadata: bytes
+    """canonical JSON"""
+    tags: tuple[str, ...]
+    aliases: tuple[str, ...]
+    move_latest: bool
+    base: str
+    """``name:vN`` the draft was made from, or ``""``"""
+    ttl: int
+    """seconds; 0 = never; -1 = inherit"""
+    actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateVersion:
+    """New labels for a version. ``None`` leaves a field alone."""
+
+    collection: str
+    number: int
+    description: str | None
+    metadata: bytes | None
+    tags: tuple[str, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class SetAlias:
+    """Point an alias at a version. ``expect``: -2 anything, -1 absent, else the number it must be on now."""
+
+    collection: str
+    alias: str
+    number: int
+    expect: int = -2
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DropAlias:
+    """Remove an alias that is on ``number``."""
+
+    collection: str
+    alias: str
+    number: int
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Trash:
+    """Hide a version. Its aliases are removed and remembered; ``latest`` falls to the highest remaining."""
+
+    collection: str
+    number: int
+    purge_at: int
+    aliases: tuple[str, ...]
+    """the aliases the author saw: others make the record void"""
+    reason: str
+    actor: str
+    trashed_by: str = "user"
+
+
+@dataclass(frozen=True, slots=True)
+class Restore:
+    """Bring a trashed version back. ``trash_seq`` names the trashing it undoes."""
+
+    collection: str
+    number: int
+    trash_seq: int
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Purge:
+    """Drop the root reference of a trashed version for good. Without ``force``, only past its date."""
+
+    collection: str
+    number: int
+    trash_seq: int
+    force: bool
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unpurge:
+    """Bring a purged version back into the trash. Its content must be indexed (again)."""
+
+    collection: str
+    number: int
+    purge_at: int
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetTtl:
+    """Time to live of a version: seconds, 0 = never, -1 = inherit."""
+
+    collection: str
+    number: int
+    ttl: int
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Protect:
+    """Protect a version, or with number -1 a whole collection, from deletion; ``reason`` "" lifts it."""
+
+    collection: str
+    number: int
+    reason: str
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class SetCollectionTtl:
+    """Default time to live in a collection: seconds, 0 = never, -1 = that of the store."""
+
+    collection: str
+    ttl: int
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class TrashCollection:
+    """Hide a collection with all its versions, as one unit. Aliases are remembered."""
+
+    collection: str
+    purge_at: int
+    reason: str
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RestoreCollection:
+    """Bring a trashed collection back, with the versions that were trashed with it."""
+
+    collection: str
+    trash_seq: int
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PurgeCollection:
+    """Give the name of a trashed collection free, once no version of it is in the trash."""
+
+    collection: str
+    trash_seq: int
+    force: bool
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Pin:
+    """An extra root with a holder and an expiry."""
+
+    pin: bytes
+    holder: str
+    purpose: str
+    roots: tuple[bytes, ...]
+    expires: int
+
+
+@dataclass(frozen=True, slots=True)
+class Unpin:
+    """Release a pin."""
+
+    pin: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class RenewPin:
+    """Move the expiry of a pin."""
+
+    pin: bytes
+    expires: int
+
+
+@dataclass(frozen=True, slots=True)
+class SetPolicy:
+    """Change policy values; JSON object of the changed keys."""
+
+    values: bytes
+    actor: str = ""
+
+
+Record = (
+    AddPack
+    | AddNode
+    | Drop
+    | Retire
+    | Condemn
+    | GCRun
+    | Quarantine
+    | Erase
+    | Checkpoint
+    | PutVersion
+    | UpdateVersion
+    | SetAlias
+    | DropAlias
+    | Trash
+    | Restore
+    | Purge
+    | Unpurge
+    | SetTtl
+    | Protect
+    | SetCollectionTtl
+    | TrashCollection
+    | RestoreCollection
+    | PurgeCollection
+    | Pin
+    | Unpin
+    | RenewPin
+    | SetPolicy
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Transaction:
+    """Records that take effect together or not at all. ``txid``: 128 random bits, applied at most once."""
+
+    txid: bytes
+    records: tuple[Record, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """One object of the log: transactions at a position, chained to the segment before."""
+
+    seq: int
+    previous: bytes
+    base: int
+    packs_since: int
+    writer: str
+    claimed: int
+    transactions: tuple[Transaction, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """What became of one transaction: ``void`` is empty, or says why it has no effect.
+
+    ``numbers`` are the version numbers assigned, one per `PutVersion`, in order.
+    ``duplicate``: the txid had been applied before; numbers are those of the first time.
+    """
+
+    txid: bytes
+    seq: int
+    void: str = ""
+    numbers: tuple[int, ...] = ()
+    duplicate: bool = False
