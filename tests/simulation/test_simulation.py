@@ -11,10 +11,13 @@ import pytest
 
 pytest.importorskip("greenlet", reason="greenlet is a development dependency: scripts/setup")
 
+from casstore.errors import TransientBackendError
+from casstore.format.layout import log_key
 from casstore.testing.simulation.finish import finish
 from casstore.testing.simulation.host import Process
 from casstore.testing.simulation.mutations import MUTATIONS, applied
 from casstore.testing.simulation.names import COMMITTED, PURGED
+from casstore.testing.simulation.network import Connection
 from casstore.testing.simulation.operations import OPERATIONS
 from casstore.testing.simulation.options import DAY, FAULTS, HOST_FAULTS, HOUR, OpSpec, draw
 from casstore.testing.simulation.runner import Case, case_of, play
@@ -67,14 +70,36 @@ def test_seeds_differ() -> None:
 
 
 def test_every_kind_of_fault_and_of_operation_comes_about() -> None:
-    faults: set[str] = set()
+    faults = {"stat-before"}  # hardly anything is looked at by itself: below
     kinds: set[str] = set()
-    for seed in range(60):
-        result = play(case_of(seed))
+    for seed in range(80):
+        result = play(case_of(seed, 100))
         faults |= set(result.faults)
         kinds |= {outcome.removesuffix(" done") for outcome in result.outcomes if outcome.endswith(" done")}
+        if faults == set(FAULTS) and kinds == set(OPERATIONS):
+            return
     assert faults == set(FAULTS)
     assert kinds == set(OPERATIONS)
+
+
+def test_looking_at_one_object_fails_too() -> None:
+    world = World(calm(rates={"stat-before": 1}).options, [OpSpec(0, "write", 1)])
+    failed = 0
+
+    def look(_: World) -> None:
+        nonlocal failed
+        connection = Connection(world.processes[0])
+        assert connection.stat(log_key(1)).size  # nothing fails any more
+        world.faults.on = True
+        for _ in range(20):
+            try:
+                connection.stat(log_key(1))
+            except TransientBackendError:
+                failed += 1
+
+    assert not world.run(look).check
+    assert failed
+    assert world.faults.injected["stat-before"] == failed
 
 
 def test_the_dead_have_no_effect() -> None:
