@@ -19,12 +19,16 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from casstore.ageing import ExpiredVersion, ExpireReport, RetainedVersion, RetentionReport, TtlChange
     from casstore.artifact import Artifact
+    from casstore.audit import DeletionRecord
     from casstore.checkout import DownloadReport
+    from casstore.checkpointing import CheckpointInfo
     from casstore.collection import Collection
     from casstore.comparing import Diff
     from casstore.config import ChunkerParams, Runtime, Settings, StoreConfig
     from casstore.deletion import BulkDeletion, CollectionDeletion, Plan
     from casstore.digest import Digest
+    from casstore.doctor import Check
+    from casstore.erasure import Erasure
     from casstore.errors import (
         AliasGuardError,
         AlreadyExistsError,
@@ -65,12 +69,17 @@ if TYPE_CHECKING:
         VerificationError,
         VersionNotFoundError,
     )
+    from casstore.explain import Explanation, Holder, Impact, Keeper
     from casstore.gc import GCReport
+    from casstore.gc.undo import UndoReport
+    from casstore.inventory import CollectionInfo, CommitInfo, Usage
     from casstore.model import INHERIT, Entry
     from casstore.pin import PinInfo
     from casstore.policy import Policy
+    from casstore.quota import Forecast, Quota
     from casstore.scrub import FsckReport
     from casstore.selection import Where
+    from casstore.status import Status
     from casstore.store import Store
     from casstore.trash import TrashItem
     from casstore.version import Deletion, Version
@@ -78,7 +87,6 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
-    "INHERIT",
     "AliasGuardError",
     "AlreadyExistsError",
     "Artifact",
@@ -87,32 +95,44 @@ __all__ = [
     "BackendError",
     "BulkDeletion",
     "CasstoreError",
+    "Check",
+    "CheckpointInfo",
     "ChunkMissingError",
     "ChunkerParams",
     "Collection",
     "CollectionDeletion",
+    "CollectionInfo",
     "CollectionNotFoundError",
+    "CommitInfo",
     "ConfirmationRequired",
     "ConflictError",
     "Deletion",
+    "DeletionRecord",
     "Diff",
     "Digest",
     "DigestMismatchError",
     "DownloadReport",
     "Entry",
     "EntryNotFoundError",
+    "Erasure",
     "ExpireReport",
     "ExpiredVersion",
+    "Explanation",
+    "Forecast",
     "FormatError",
     "FsckReport",
     "GCDisabledError",
     "GCReport",
+    "Holder",
+    "INHERIT",
+    "Impact",
     "IntegrityError",
     "InvalidInputError",
     "InvalidMetadataError",
     "InvalidNameError",
     "InvalidPathError",
     "InvalidSizeError",
+    "Keeper",
     "LimitError",
     "NameTakenError",
     "NotFoundError",
@@ -122,6 +142,7 @@ __all__ = [
     "Plan",
     "Policy",
     "ProtectedError",
+    "Quota",
     "QuotaExceededError",
     "ReadOnlyError",
     "RefusedError",
@@ -130,6 +151,7 @@ __all__ = [
     "Runtime",
     "Settings",
     "StaleBaseError",
+    "Status",
     "Store",
     "StoreBusyError",
     "StoreConfig",
@@ -138,8 +160,10 @@ __all__ = [
     "TrashItem",
     "TtlChange",
     "TypeConflictError",
+    "UndoReport",
     "UnsupportedFormatError",
     "UnsupportedSchemeError",
+    "Usage",
     "VerificationError",
     "Version",
     "VersionNotFoundError",
@@ -149,30 +173,45 @@ __all__ = [
 _HOMES = {
     "Artifact": "artifact",
     "BulkDeletion": "deletion",
+    "Check": "doctor",
+    "CheckpointInfo": "checkpointing",
     "ChunkerParams": "config",
     "Collection": "collection",
     "CollectionDeletion": "deletion",
+    "CollectionInfo": "inventory",
+    "CommitInfo": "inventory",
     "Deletion": "version",
+    "DeletionRecord": "audit",
     "Diff": "comparing",
     "Digest": "digest",
     "DownloadReport": "checkout",
     "Entry": "model",
+    "Erasure": "erasure",
     "ExpireReport": "ageing",
     "ExpiredVersion": "ageing",
+    "Explanation": "explain",
+    "Forecast": "quota",
     "FsckReport": "scrub",
     "GCReport": "gc",
+    "Holder": "explain",
     "INHERIT": "model",
-    "Plan": "deletion",
+    "Impact": "explain",
+    "Keeper": "explain",
     "PinInfo": "pin",
+    "Plan": "deletion",
     "Policy": "policy",
+    "Quota": "quota",
     "RetainedVersion": "ageing",
     "RetentionReport": "ageing",
     "Runtime": "config",
     "Settings": "config",
+    "Status": "status",
     "Store": "store",
     "StoreConfig": "config",
     "TrashItem": "trash",
     "TtlChange": "ageing",
+    "UndoReport": "gc.undo",
+    "Usage": "inventory",
     "Version": "version",
     "Where": "selection",
 }

@@ -136,10 +136,10 @@ class View:
 
     def _catch_up(self) -> Head:
         while True:
-            head = self.head()
+            head = self._position()
             if head.seq == 0 and self._checkpoints is not None:
                 self._start(self._checkpoints)
-                head = self.head()
+                head = self._position()
             batch: list[tuple[Segment, bytes]] = []
             weight = 0
             # Segments are read before the write transaction begins: nobody waits on our I/O.
@@ -244,9 +244,13 @@ class View:
         Raises `IntegrityError`, and keeps the view as it is, when the log cannot be read to its end: then the view
         may know more than can be made again.
         """
-        for _ in self._log.after(0):
-            pass  # reading proves it
-        self._reached = 0
+        last = 0
+        for segment, _ in self._log.after(0):
+            last = segment.seq  # reading proves it
+        # Other threads go on meanwhile: they must not take the view that is being made for the state. Only a log that
+        # was taken back on purpose ends before what was seen.
+        if last < self._reached and self._log.read_raw(self._reached) is None:
+            self._reached = last
         self._forget()
         return self.refresh()
 
@@ -279,7 +283,11 @@ class View:
     # --- questions
 
     def head(self) -> Head:
-        """The position of the view."""
+        """The position of the view: never one before what this handle has seen."""
+        with self.read() as tables:
+            return head_of(tables)
+
+    def _position(self) -> Head:
         with self._storage.read() as tables:
             return head_of(tables)
 

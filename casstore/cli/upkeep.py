@@ -279,8 +279,9 @@ def checkpoint(session: Session, /) -> None:
     with session.store() as store:
         with session.progress() as progress:
             made = store.checkpoint(progress)
-        lines = [("at", made.seq), ("size", human(made.bytes)), ("made now", "yes" if made.made else "no, it was there")]
-        session.data("checkpoint", made.to_dict(), lambda: pairs([(name, str(value)) for name, value in lines]))
+        now = "yes" if made.made else "no, it was there"
+        lines = [("at", str(made.seq)), ("size", human(made.bytes)), ("made now", now)]
+        session.data("checkpoint", made.to_dict(), lambda: pairs(lines))
 
 
 @click.group(cls=Group)

@@ -193,6 +193,7 @@ class _Collection:
         listed = listed_packs(engine)
         engine.view.refresh()
         ended = ended_packs(engine, listed)
+        now = engine.runtime.now()
         ended, nodes = clear(
             engine,
             listed,
@@ -202,9 +203,10 @@ class _Collection:
             self.progress,
             options.executor,
             incremental=options.incremental,
+            now=now,
         )
         report.marked_nodes = report.marked_nodes if nodes is None else nodes
-        freed = reclaim(engine, listed, ended, options.grace, self.to_delete, self.progress)
+        freed = reclaim(engine, listed, ended, options.grace, self.to_delete, self.progress, now=now)
         report.reclaimed_packs += freed.packs
         report.reclaimed_bytes += freed.deleted
         report.freed_bytes += freed.deleted - freed.moved

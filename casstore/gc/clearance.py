@@ -72,14 +72,17 @@ def clear(
     executor: Executor | None = None,
     *,
     incremental: bool = False,
+    now: int | None = None,
 ) -> tuple[Ended, int | None]:
     """The veto, for ended packs whose grace (µs) is over: nothing reachable may need them, as of now.
 
+    ``now``: when the grace has to be over, which `reclaim` must be told, too: this takes time, and packs whose grace
+    ends under it were not looked at.
     Returns the packs that have ended for sure, and how many nodes are reachable if they were walked. ``incremental``
     looks into the packs that are to go only (`casstore.gc.veto`), unless they are more than `SHARE` of the store.
     Raises as `check_counts`.
     """
-    now = engine.runtime.now()
+    now = engine.runtime.now() if now is None else now
     due = [(pack, row) for pack, row in ended if row.since + grace <= now]
     if not due:
         return ended, None

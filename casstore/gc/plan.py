@@ -85,13 +85,15 @@ class Limits:
 def garbage(tables: Tables, released: Iterable[bytes] | None = None) -> Garbage:
     """What would be dead if each of some roots lost one reference; without any, what is dead now.
 
-    With ``released``, only what these roots alone keep alive is returned. Memory: O(garbage).
+    With ``released``, only what these roots alone keep alive is returned: what is dead already keeps nothing.
+    Memory: O(garbage).
     """
     counts: dict[bytes, int] = {}
-    queue: deque[bytes] = deque()
-    if released is None:
-        queue.extend(unreferenced(tables))
-    else:
+    queue: deque[bytes] = deque(unreferenced(tables))
+    if released is not None:
+        while queue:
+            for child in children_of(tables, queue.popleft()) or ():
+                _release(tables, child, counts, queue)
         for root in released:
             _release(tables, root, counts, queue)
     nodes: list[bytes] = []

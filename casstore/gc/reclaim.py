@@ -84,10 +84,12 @@ def reclaim(
     grace: int,
     budget: Budget,
     progress: Progress,
+    *,
+    now: int | None = None,
 ) -> Reclaimed:
-    """Delete ended packs whose grace (µs) is over. The caller has had every reachable digest's home checked."""
+    """Delete ended packs whose grace (µs) was over ``now``, when the caller had every reachable digest's home checked."""
     result = Reclaimed()
-    now = engine.runtime.now()
+    now = engine.runtime.now() if now is None else now
     due: list[tuple[bytes, PackRow]] = []
     for pack, row in ended:
         gain = listed[pack].size - row.moved

@@ -394,13 +394,15 @@ def _still_right(
     row = pack_at(tables, pack)
     if row is None or row.state is not PackState.LIVE:
         return None
-    moved = [
+    here = [
         digest
         for digest in source.live
         if digest in copied and (place := tables.get(CHUNK, digest)) is not None and pack_of_row(place) == pack
     ]
+    # What was quarantined since it was copied is healed by the copy, which was checked: the new pack has it already.
+    moved = [digest for digest in here if tables.get(LOST, digest) is None]
     dead = [d for d in _dead_in(tables, pack, plan.garbage.by_pack.get(pack, ())) if d not in copied]
-    return (dead, moved) if len(dead) + len(moved) == row.placed else None
+    return (dead, moved) if len(dead) + len(here) == row.placed else None
 
 
 def predicted(plan: Plan) -> int:

@@ -91,7 +91,7 @@ def test_looking_at_one_object_fails_too() -> None:
         connection = Connection(world.processes[0])
         assert connection.stat(log_key(1)).size  # nothing fails any more
         world.faults.on = True
-        for _ in range(20):
+        for _try in range(20):
             try:
                 connection.stat(log_key(1))
             except TransientBackendError:

@@ -1213,3 +1213,18 @@ def test_the_age_of_packs_is_by_the_clock_of_the_store(tmp_path: Path, year: int
         report = store.gc(offline=True)
         assert (report.condemned_packs, report.reclaimed_packs) == (1, 1)
         assert not (tmp_path / "s" / "tmp" / "half").exists()
+
+
+def test_what_is_dead_already_keeps_nothing(store: Store) -> None:
+    """Numbers about a deletion do not depend on whether an earlier one was collected yet."""
+    log(store, {"x": BLOB, "old": b"1"})
+    log(store, {"x": BLOB, "new": b"2"})
+    erase(store, "c:v0")
+    store.delete("c:v1", delete_aliases=True)
+    (item,) = store.trash.list()
+    before = item.exclusive_bytes
+    assert before > 0.95 * len(BLOB)
+    assert store.du().trash == before
+    store.gc(grace=0, max_waste=0.0)
+    (item,) = store.trash.list()
+    assert abs(item.exclusive_bytes - before) < 1000

@@ -458,7 +458,7 @@ def test_bad_arguments_of_gc(options: dict[str, object], store: Store) -> None:
 def test_bad_policies(values: dict[str, object], store: Store) -> None:
     before = store.policy
     with pytest.raises(InvalidInputError):
-        store.set_policy(**values)
+        store.set_policy(**values)  # type: ignore[arg-type]
     assert store.policy == before
 
 

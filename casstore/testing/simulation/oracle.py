@@ -67,23 +67,19 @@ class Oracle:
     # --- time
 
     def on_purge(self, collection: str, number: int, version: Version) -> None:
-        """A purge because of its date: at least `trash_days` of true time must have passed, up to known errors.
+        """A purge because of its date: at least the trash time must truly have passed, up to known errors.
 
-        What the ratchet clock promises is this. Its sum of steps since the version was hidden reaches the trash
-        time. Let e be how wrong any clock ever was. If clocks never jump, true time lacks at most 2e. If they do,
-        each step exceeds true time by no more than the jumps of its own writer's clock since that writer's last
-        segment, if that was the segment before; else by no more than the claim is ahead of true time, and never
-        by more than 24 h.
+        What the ratchet clock promises is this. The steps it made since the version was hidden add up to the trash
+        time, counted from the moment its author asked, by the author's clock. If no clock ever jumps and all are right
+        to e, true time lacks 3e at most (once for each clock, once for not knowing when he asked), and drift. If they
+        jump, a step exceeds true time by no more than what the writer's own clock jumped forward since its last
+        segment, if that is the segment before, and by 24 h at most otherwise (`World.explain`).
         """
         world = self.world
-        log = world.machine.log
-        hidden = log[version.hidden_at - 1] if version.hidden_at <= len(log) else None
-        if hidden is None:
-            passed, allowed, least = 0, 0, version.purge_at - version.safe_at
-        else:
-            passed = world.true - hidden.true
-            least = version.purge_at - version.safe_at
-            allowed = world.error_allowed(version.hidden_at)
+        hidden = world.machine.log[version.hidden_at - 1] if version.hidden_at <= len(world.machine.log) else None
+        least = version.purge_at - version.safe_at
+        passed = 0 if hidden is None else world.true - min(hidden.true, hidden.claimed)
+        allowed = world.error_allowed(version.hidden_at)
         if passed + allowed < least:
             raise Difference(
                 "purge-time",

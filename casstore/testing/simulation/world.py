@@ -166,7 +166,7 @@ class World:
             self.machine.put(pack, len(data), process)
         elif key.startswith(LOG_PREFIX) and log_seq(key) is not None:
             segment = self._decode(data)
-            self._explain(segment, process)
+            self.explain(segment, process)
             self.machine.segment(segment, self.true, process)
             records = [type(record).__name__ for t in segment.transactions for record in t.records]
             self.event("apply", process, f"{segment.seq} {' '.join(records)}")
@@ -176,20 +176,22 @@ class World:
         transactions = decode_body(raw.body, "a segment")  # `RawCodec` left it as it is
         return Segment(raw.seq, raw.previous, raw.base, raw.packs_since, raw.writer, raw.claimed, transactions)
 
-    def _explain(self, segment: Segment, process: str) -> None:
-        """How much more than true time the step of this segment may have moved the safe clock."""
-        machine = self.machine
-        if not machine.log:
-            self.excess.append(0)
-            return
-        before = machine.log[-1]
-        if before.writer == segment.writer:
-            # Its own clock: what that jumped forward since, and the drift.
-            since = self.forward(process) - self.forwards.get(segment.writer, 0)
-            excess = since + (self.true - before.true) * self.options.drift // 1_000_000 + 1
+    def explain(self, segment: Segment, process: str) -> None:
+        """Note by how much the step of the safe clock at this segment may exceed the true time since the one before.
+
+        A segment may have waited long between its claim and its place in the log, as its author was stopped: the
+        step after it makes up for that.
+        """
+        if self.machine.log:
+            before = self.machine.log[-1]
+            passed, waited = self.true - before.true, max(0, before.true - before.claimed)
+            if before.writer == segment.writer:
+                jumped = self.forward(process) - self.forwards.get(segment.writer, 0)
+                excess = jumped + waited + passed * self.options.drift // 1_000_000 + 1
+            else:
+                excess = min(DAY, max(0, segment.claimed - self.true) + waited)
         else:
-            # The segment may have been built a while before it was put: claims are only ever too old for that.
-            excess = min(DAY, max(0, segment.claimed - self.true, before.true - before.claimed) * 2)
+            excess = 0
         self.forwards[segment.writer] = self.forward(process)
         self.excess.append(excess)
 
@@ -203,7 +205,7 @@ class World:
         stepwise = sum(self.excess[since:])
         if self.options.honest:
             drifted = 2 * (self.true - self.start) * self.options.drift // 1_000_000
-            return min(stepwise, 2 * self.options.offset + drifted)
+            return min(stepwise, 3 * self.options.offset + drifted)
         return stepwise
 
     def deleting(self, key: str, process: str) -> None:
