@@ -59,8 +59,11 @@ def make_checkpoint(engine: Engine, progress: Progress = no_progress) -> Checkpo
 
 def _prune(engine: Engine) -> None:
     listed = engine.checkpoints.listed()
-    whole = [key for key in listed if key]
-    for key in whole[KEEP:]:
+    head = engine.view.refresh().seq
+    # One beyond the end of the log is of another: of before this one was restored from a copy.
+    strange = [key for key in listed if key and (checkpoint_seq(key) or 0) > head]
+    whole = [key for key in listed if key and key not in strange]
+    for key in (*strange, *whole[KEEP:]):
         engine.checkpoints.remove(key, listed[key])
     # Parts without a manifest may belong to one that is being written, but not if that would be an old one.
     oldest = min((checkpoint_seq(key) or 0 for key in whole[:KEEP]), default=0)

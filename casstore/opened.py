@@ -46,14 +46,16 @@ class OpenedStore:
         runtime: Runtime | None = None,
         settings: Settings | None = None,
         ops: OsOps | None = None,
+        rebuild_index: bool = False,
     ) -> Self:
         """Open the store at a path, ``file://`` or ``memory://`` URL; with ``create``, make it if need be.
 
-        ``clock`` returns an aware UTC datetime and is the only time the store knows. Raises
+        ``clock`` returns an aware UTC datetime and is the only time the store knows. ``rebuild_index``: make the view
+        again, also when the log ends before what it shows, as one does that was restored from a copy. Raises
         `StoreNotFoundError`, `UnsupportedFormatError`, `IntegrityError`, `BackendError`.
         """
         world, mine = _world(runtime, clock), settings or Settings()
-        engine = open_store(url, world, mine, ops, create=create, read_only=read_only)
+        engine = open_store(url, world, mine, ops, create=create, read_only=read_only, rebuild=rebuild_index)
         return cls(os.fspath(url), read_only=read_only, runtime=world, settings=mine, ops=ops, engine=engine)
 
     @classmethod
@@ -116,6 +118,11 @@ class OpenedStore:
     def url(self) -> str:
         """Where the store is."""
         return self._url
+
+    @property
+    def head(self) -> int:
+        """The position of the log that this handle has seen, in segments."""
+        return self._engine.view.head().seq
 
     @property
     def config(self) -> StoreConfig:

@@ -44,8 +44,9 @@ def open_store(
     *,
     create: bool = False,
     read_only: bool = False,
+    rebuild: bool = False,
 ) -> Engine:
-    """Open a store, its view caught up with the log."""
+    """Open a store, its view caught up with the log; with ``rebuild`` made again from it, whatever it shows now."""
     effects = OsOps() if ops is None else ops
     backend = open_backend(url, ops=effects, clock=runtime.now, new_name=runtime.random_bytes)
     config = _config(backend, url, runtime, effects, create=create and not read_only)
@@ -64,8 +65,11 @@ def open_store(
 
         engine = Engine(backend, config, storage, runtime, settings, effects, discard=discard)
     try:
-        engine.view.check()
-        engine.view.refresh()
+        if rebuild:
+            engine.view.rebuild()
+        else:
+            engine.view.check()
+            engine.view.refresh()
     except BaseException:
         engine.close()
         raise

@@ -12,7 +12,7 @@ from casstore.checkpoint import Checkpoints
 from casstore.errors import BackendError, IntegrityError
 from casstore.format.checkpoints import Manifest, Rows
 from casstore.format.rows import decode_chunk, decode_row, encode_row, u64
-from casstore.index import IndexDamagedError, SpillIndex
+from casstore.index import IndexDamagedError, MemoryIndex, SpillIndex
 from casstore.log import Log
 from casstore.model import (
     AliasChange,
@@ -42,6 +42,7 @@ from casstore.state import (
     PIN,
     POLICY,
     ROOT,
+    TABLES,
     TRASHED,
     TXID,
     VERSION,
@@ -96,6 +97,8 @@ class View:
     ) -> None:
         """Without ``checkpoints`` the whole log is folded."""
         self._storage = storage
+        self._left: list[Storage] = []
+        """what had no room"""
         self._discard = discard
         self._log = log
         self._effect = effect
@@ -172,10 +175,17 @@ class View:
                 key, at = decode_row(begun, tuple[str, int])
                 manifest = checkpoints.read(key)
             rows = None if manifest is None else checkpoints.part(manifest, at)
-            if manifest is None or rows is None:
-                self._forget()
-                return
-            self._load(manifest, at, rows, begun)
+            try:
+                if manifest is None or rows is None:
+                    self._forget()
+                    return
+                self._load(manifest, at, rows, begun)
+            except BackendError as error:
+                if not is_full(error):
+                    raise
+                # The state at a checkpoint is nothing to keep above an index that is at none: all of it, or nothing.
+                self._left.append(self._storage)
+                self._storage = MemoryIndex(TABLES)
 
     def _load(self, manifest: Manifest, at: int, rows: Sequence[Rows], begun: bytes | None) -> None:
         def body(tables: Tables) -> None:
@@ -233,7 +243,7 @@ class View:
             if not is_full(error):
                 raise
             # The log is the truth, so what has no room on the disk may as well be in memory.
-            self._storage = SpillIndex(self._storage, lambda tables: head_of(tables).seq)
+            self._storage = SpillIndex(self._storage, _position_of)
             self._storage.update(body)
         self._reached = max(self._reached, batch[-1][0].seq)
         self._effect("index-commit")
@@ -248,15 +258,21 @@ class View:
         for segment, _ in self._log.after(0):
             last = segment.seq  # reading proves it
         # Other threads go on meanwhile: they must not take the view that is being made for the state. Only a log that
-        # was taken back on purpose ends before what was seen.
-        if last < self._reached and self._log.read_raw(self._reached) is None:
-            self._reached = last
+        # was taken back on purpose ends before what was seen; one that goes on there has a hole, and a commit into it
+        # would be the end of the store.
+        seen = max(self._reached, self._seen())
+        if last < seen:
+            if self._log.read_raw(seen) is None:
+                self._reached = last
+            elif self._log.read_raw(last + 1) is None:
+                raise IntegrityError(f"log segment {last + 1} is missing", hint="casstore fsck")
         self._forget()
         return self.refresh()
 
     def close(self) -> None:
         """Let go of the storage."""
-        self._storage.close()
+        for storage in (self._storage, *self._left):
+            storage.close()
 
     def read(self) -> AbstractContextManager[Tables]:
         """A consistent snapshot of the tables. Keep it short."""
@@ -286,6 +302,12 @@ class View:
         """The position of the view: never one before what this handle has seen."""
         with self.read() as tables:
             return head_of(tables)
+
+    def _seen(self) -> int:
+        try:
+            return self._position().seq
+        except IndexDamagedError:
+            return 0
 
     def _position(self) -> Head:
         with self._storage.read() as tables:
@@ -335,6 +357,11 @@ class View:
         """Pins that are held."""
         with self.read() as tables:
             return [(key, decode_row(row, PinRow)) for key, row in tables.scan(PIN)]
+
+
+def _position_of(tables: Tables) -> int:
+    """Where a view stands; -1: nowhere, while it begins with a checkpoint."""
+    return -1 if tables.get(META, _LOADING) is not None else head_of(tables).seq
 
 
 # --- questions on a snapshot ---------------------------------------------------------------------

@@ -55,11 +55,11 @@ class Session:
         return url
 
     @contextmanager
-    def store(self) -> Iterator[Store]:
+    def store(self, *, rebuild_index: bool = False) -> Iterator[Store]:
         """The store, open."""
         from casstore.store import Store
 
-        with Store.open(self.location()) as store:
+        with Store.open(self.location(), rebuild_index=rebuild_index) as store:
             yield store
 
     # --- speaking

@@ -264,8 +264,8 @@ def index() -> None:
 @click.pass_obj
 def index_rebuild(session: Session, /) -> None:
     """Throw the index away and make it again from the log."""
-    with session.store() as store:
-        head = store.rebuild_index()
+    with session.store(rebuild_index=True) as store:
+        head = store.head
         session.data("index-rebuild", {"head": head}, lambda: [str(head)])
 
 

@@ -50,7 +50,7 @@ class _Layer(Overlay):
 class SpillIndex:
     """An index and, on top of it, what it had no room for. Thread-safe.
 
-    Tables must be a function of their ``position`` alone, and change from one to the next: then the changes from p to
+    Tables must be a function of their ``position`` alone (unless it is negative: nowhere), and change from one to the next: then the changes from p to
     q, as values, make q also of what another process has brought from p to anywhere before q, and are dropped when it
     comes to q or beyond. Each update tries to write all of them down before it keeps its own in memory.
     """
@@ -100,7 +100,7 @@ class SpillIndex:
                 layer = _Layer(tables, {table: dict(rows) for table, rows in changes.items()})
                 before = self._position(layer)
                 result = body(layer)
-                if self._position(layer) == before and layer.changes != changes:
+                if (self._position(layer) == before or before < 0) and layer.changes != changes:
                     raise full  # nothing tells when such changes still hold
                 self._state = (layer.changes, low, self._position(layer))
             return result

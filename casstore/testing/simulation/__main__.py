@@ -104,6 +104,8 @@ def _many(first: int, last: int, ops: int, jobs: int) -> int:
                 alarms += result.alarms
                 simulated += result.simulated
                 faults += result.faults
+                if result.alarms:
+                    _say(f"seed {result.seed}: {result.alarms} false alarms of damage")
                 if result.check:
                     broken.append(result)
                     _say(f"seed {result.seed}: {result.message}")
