@@ -443,7 +443,7 @@ def unit(tables: Tables, row: CollectionRow) -> list[VersionRow]:
     return [
         version
         for version in versions(tables, row.id, states=(VersionState.TRASHED,))
-        if version.trashed_by == BY_COLLECTION and version.trash_seq == row.trash_seq
+        if version.trashed_by == BY_COLLECTION and version.trash_seq == row.trash_seq and version.type == row.type
     ]
 
 

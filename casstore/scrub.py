@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 
 from casstore.catalogue import Found, full_name
@@ -19,7 +20,7 @@ from casstore.model import ChunkKind, Entry, Location, PackRow, PackState, Progr
 from casstore.pack import decode_frame, slice_chunk
 from casstore.repair import Repaired, bad_sector, lost_digests, repair
 from casstore.state import CHUNK, PACK
-from casstore.view import collections, versions
+from casstore.view import collections, version_at, versions
 
 REPAIR_HINT = "casstore fsck --read-data --repair"
 LOST_HINT = "log the files named here again from a good copy, or restore their packs from a replica of the store"
@@ -349,6 +350,10 @@ class _Loss:
         self.files.setdefault(digest, []).append(Range(path, start, end))
         self.clean = False
 
+    def take(self, other: _Loss) -> None:
+        for digest, ranges in other.files.items():
+            self.files.setdefault(digest, []).extend(ranges)
+
 
 def _trees(engine: Engine, report: FsckReport, bad: set[bytes], progress: Progress) -> None:
     """Every version can be walked and every chunk it names has a place; names what damage affects."""
@@ -366,11 +371,15 @@ def _trees(engine: Engine, report: FsckReport, bad: set[bytes], progress: Progre
         # Content that an earlier version had and that was whole need not be walked again.
         if found.version.root in checked:
             continue
-        loss.clean = True
-        for entry in _entries(engine, found, report, loss):
-            _check_file(engine, entry, f"{found.label}/{entry.path}", bad, loss)
-        if loss.clean:
+        before, here = len(report.findings), _Loss()
+        for entry in _entries(engine, found, report, here):
+            _check_file(engine, entry, f"{found.label}/{entry.path}", bad, here)
+        if here.clean:
             checked.add(found.version.root)
+        elif _is_kept(engine, found):
+            loss.take(here)
+        else:
+            del report.findings[before:]  # it was purged, and perhaps collected, under the walk
     for digest, ranges in loss.files.items():
         paths = tuple(dict.fromkeys(r.path for r in ranges))
         lost = engine.view.lost(digest)
@@ -380,6 +389,15 @@ def _trees(engine: Engine, report: FsckReport, bad: set[bytes], progress: Progre
             continue
         message = f"{len(paths)} files cannot be read whole"
         report.findings.append(Finding("missing", digest.hex(), message, paths, tuple(ranges)))
+
+
+def _is_kept(engine: Engine, found: Found) -> bool:
+    """Whether a version still is to be whole, as far as can be told."""
+    with suppress(CasstoreError):  # a damaged log is reported by itself
+        engine.view.refresh()
+    with engine.view.read() as tables:
+        version = version_at(tables, found.collection.id, found.version.number)
+    return version is not None and version.state is not VersionState.PURGED
 
 
 def _node(engine: Engine, digest: bytes) -> Node | CasstoreError:

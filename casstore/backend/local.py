@@ -14,7 +14,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from casstore.backend import TEMPORARY, Buffer, ObjectInfo, check_key, check_prefix, check_range, is_key
-from casstore.backend.osops import OsOps, is_abandoned, translate, translated
+from casstore.backend.osops import OsOps, SweptError, claimed, translate, translated
 from casstore.config import Runtime
 from casstore.errors import AlreadyExistsError, BackendError, NotFoundError
 
@@ -65,8 +65,7 @@ class LocalBackend:
             self._settle(parent)
             if not os.path.isdir(self._temporary):
                 self._mkdir(self._temporary)
-            temp = os.path.join(self._temporary, self._new_name(16).hex())
-            fd = self._ops.open_file(temp, data)
+            temp, fd = self._temp_file(data)
         try:
             self._link(temp, target, key)
         finally:
@@ -82,6 +81,15 @@ class LocalBackend:
             self._ops.fsync_dir(parent)
         except OSError as error:
             raise _unsure(error, key) from error
+
+    def _temp_file(self, data: Buffer | Sequence[Buffer]) -> tuple[str, int]:
+        """A temporary file, written and still open. Raises bare `OSError`."""
+        while True:
+            temp = os.path.join(self._temporary, self._new_name(16).hex())
+            try:
+                return temp, self._ops.open_file(temp, data)
+            except SweptError:
+                continue
 
     def read(self, key: str, *, offset: int = 0, length: int | None = None) -> bytes:
         """Bytes of an object; see `Backend.read`."""
@@ -159,13 +167,12 @@ class LocalBackend:
         with translated("sweep temporary files"):
             for entry in self._entries(TEMPORARY):
                 with suppress(FileNotFoundError):
-                    if (
-                        not entry.is_dir()
-                        and entry.stat(follow_symlinks=False).st_mtime_ns // 1000 < older_than_micros
-                        and is_abandoned(entry.path)
-                    ):
-                        self._ops.unlink(entry.path)
-                        removed += 1
+                    if entry.is_dir() or entry.stat(follow_symlinks=False).st_mtime_ns // 1000 >= older_than_micros:
+                        continue
+                    with claimed(entry.path) as free:
+                        if free:
+                            self._ops.unlink(entry.path)
+                            removed += 1
         return removed
 
     def _path(self, key: str) -> str:

@@ -100,15 +100,15 @@ class OsOps:
     def create(self, path: StrPath, *, mode: int = FILE_MODE) -> int:
         """Open a new file for writing; exactly this mode whatever the umask. The caller closes it.
 
-        It is locked until then, which tells those who sweep that somebody is at work on it (`is_abandoned`).
+        It is locked until then, which tells those who sweep that somebody is at work on it (`claimed`). Raises
+        `SweptError` if one of them came in between: then it is gone, and another name is needed.
         """
 
         def call() -> int:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
             try:
                 os.fchmod(fd, mode)
-                with suppress(OSError):  # courtesy
-                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(fd, path)
             except BaseException:
                 os.close(fd)
                 with suppress(OSError):
@@ -219,19 +219,48 @@ class OsOps:
 os.register_at_fork(after_in_child=OsOps._restart)  # noqa: SLF001
 
 
-def is_abandoned(path: str) -> bool:
-    """Whether nobody has a file locked: who made it is dead, or done with it. True where that cannot be known."""
+class SweptError(BlockingIOError):
+    """A file that was just made was taken for one of the dead, before it could be locked."""
+
+
+def _lock(fd: int, path: StrPath) -> None:
+    """Lock a new file; where there are no locks, nothing. Raises `SweptError`."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:  # a courtesy: where it cannot be had, it is done without
+        swept = isinstance(error, BlockingIOError)
+    else:
+        swept = os.fstat(fd).st_nlink == 0
+    if swept:
+        raise SweptError(errno.EAGAIN, "it was swept away as it was made", os.fspath(path))
+
+
+@contextmanager
+def claimed(path: str) -> Iterator[bool]:
+    """Whether nobody has a file locked: who made it is dead, or done with it. True where that cannot be known.
+
+    Within the block its author cannot lock it any more, and so learns that it is lost (`SweptError`).
+    """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     except OSError:
-        return True
+        yield True
+        return
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError as error:
-        return not isinstance(error, BlockingIOError)
+        free = True
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except OSError as error:
+            free = not isinstance(error, BlockingIOError)
+        yield free
     finally:
         os.close(descriptor)
-    return True
+
+
+def is_abandoned(path: str) -> bool:
+    """Whether nobody has a file locked; see `claimed`."""
+    with claimed(path) as free:
+        return free
 
 
 def _pieces(data: Buffer | Sequence[Buffer]) -> Iterator[memoryview]:

@@ -87,7 +87,10 @@ def reclaim(
     *,
     now: int | None = None,
 ) -> Reclaimed:
-    """Delete ended packs whose grace (µs) was over ``now``, when the caller had every reachable digest's home checked."""
+    """Delete ended packs whose grace (µs) is over. The caller has had every reachable digest's home checked.
+
+    ``now``: when the caller did; what has come due since waits for the next time.
+    """
     result = Reclaimed()
     now = engine.runtime.now() if now is None else now
     due: list[tuple[bytes, PackRow]] = []

@@ -329,7 +329,12 @@ class Generation:
             return
         except OSError as error:
             raise translated(error) from error
-        _fsync_directory(self.path)
+        try:
+            _fsync_directory(self.path)
+        except FileNotFoundError:
+            return  # discarded and tidied away meanwhile: nobody will believe it
+        except OSError as error:
+            raise translated(error) from error
 
     def mark_clean(self) -> None:
         """Sync, and say so: under the writer lock, so that nobody writes between the two."""

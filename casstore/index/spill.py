@@ -50,9 +50,10 @@ class _Layer(Overlay):
 class SpillIndex:
     """An index and, on top of it, what it had no room for. Thread-safe.
 
-    Tables must be a function of their ``position`` alone (unless it is negative: nowhere), and change from one to the next: then the changes from p to
-    q, as values, make q also of what another process has brought from p to anywhere before q, and are dropped when it
-    comes to q or beyond. Each update tries to write all of them down before it keeps its own in memory.
+    Tables must be a function of their ``position`` alone (unless it is negative: nowhere), and change from one to the
+    next: then the changes from p to q, as values, make q also of what another process has brought from p to anywhere
+    before q, and are dropped when it comes to q or beyond. Each update tries to write all of them down before it keeps
+    its own in memory.
     """
 
     def __init__(self, base: Base, position: Callable[[Tables], int]) -> None:

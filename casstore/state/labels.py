@@ -315,7 +315,9 @@ class CatalogueRules(ContentRules):
             )
         )
         for version in list(self._versions(collection, VersionState.TRASHED)):
-            if version.trashed_by == "collection" and version.trash_seq == collection.trash_seq:
+            together = version.trashed_by == "collection" and version.trash_seq == collection.trash_seq
+            # One of another type was unpurged, from an earlier life of the name, in the very segment of the trashing.
+            if together and version.type == collection.type:
                 self._show(version, record.actor)
         self._point(collection.id, LATEST, highest_live(self.tables, collection.id), record.actor)
 

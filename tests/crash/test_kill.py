@@ -213,13 +213,12 @@ def unprotect_collection(play: Play) -> None:
 
 
 def pin(play: Play) -> None:
-    if not [held for held in play.store.pins() if held.purpose == MINE]:  # else each repetition makes another
+    if not [held for held in play.store.pins() if held.purpose == MINE]:  # otherwise each repetition makes another
         play.store.pin(["data:v1", "team:v0"], MINE)
 
 
 def mine(store: Store) -> str:
-    (held,) = [held for held in store.pins() if held.purpose == MINE]
-    return held.id
+    return next((held.id for held in store.pins() if held.purpose == MINE), "00" * 16)
 
 
 def renew(play: Play) -> None:
@@ -638,7 +637,7 @@ def give_up(path: Path, allowed: Sequence[World]) -> None:
         check_whole(store, [seen])
         trashed = {item.ref: item.kind for item in store.trash.list()}
         assert trashed.keys() == seen.trash
-        for ref, kind in trashed.items():
+        for ref, kind in sorted(trashed.items(), key=lambda item: item[1]):  # collections before their versions
             back = store.trash.restore(ref)
             assert all(version.verify() for version in ([back] if kind == "version" else back.versions()))
 
@@ -687,7 +686,7 @@ def test_kill_what_is_said_about_versions_at_every_effect(grown: Path, tmp_path:
 def test_kill_what_rules_delete_at_every_effect(grown: Path, tmp_path: Path) -> None:
     """Expiry, retention, predicates, plans, whole collections, the emptying of the trash."""
     _, worlds = run_operations(grown, tmp_path, RULES, both=False)
-    assert [*worlds[-1].versions] == ["data:v0", "data:v1", "data:v5"]
+    assert set(worlds[-1].versions) == {"data:v0", "data:v1", "data:v5"}
     assert worlds[-1].trash == frozenset()
     assert "team" in worlds[-3].trash
 

@@ -300,3 +300,62 @@ def test_a_read_only_store_starts_from_it_too(path: Path, store: Store, monkeypa
     with Store.open(path, read_only=True) as reader:
         assert read_files(reader.get("c")) == {"x": b"a" * 50}
     assert min(reads.segments()) == 51
+
+
+class Start:
+    """Another handle that begins the same view and is killed after its first part."""
+
+    def __init__(self, path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.path, self.monkeypatch = path, monkeypatch
+
+    def __call__(self) -> None:
+        from casstore.checkpoint import Checkpoints  # noqa: PLC0415
+
+        real = Checkpoints.part
+
+        def part(found: Checkpoints, manifest: object, number: int) -> object:
+            if number == 1:
+                raise Killed
+            return real(found, manifest, number)  # type: ignore[arg-type]
+
+        with self.monkeypatch.context() as patch, pytest.raises(Killed):
+            patch.setattr(Checkpoints, "part", part)
+            Store.open(self.path)
+
+
+@pytest.mark.parametrize("sees", ["none", "an older one"])
+def test_a_start_never_mixes_with_another_beginning(
+    path: Path, store: Store, monkeypatch: pytest.MonkeyPatch, sees: str
+) -> None:
+    """One handle is about to fold the log, or to load an older checkpoint, when another begins with the newest."""
+    monkeypatch.setattr("casstore.checkpoint.PART_BYTES", 2000)
+    for number in range(20):
+        log(store, str(number))
+    store.checkpoint()
+    for number in range(20):
+        store.delete(f"c:v{number}")
+        store.trash.purge(f"c:v{number}")
+    store.gc(grace=0)
+    log(store, "last")
+    store.checkpoint()
+    expected = view_hash(store._engine)
+    store.close()
+    forget_view(path)
+    from casstore.checkpoint import Checkpoints  # noqa: PLC0415
+
+    real = Checkpoints.newest
+    other = Start(path, monkeypatch)
+    calls = 0
+
+    def newest(found: Checkpoints, the_log: object) -> object:
+        nonlocal calls
+        calls += 1
+        if calls > 1:
+            return real(found, the_log)  # type: ignore[arg-type]
+        other()
+        return None if sees == "none" else found.read(min(key for key in found.listed() if key))
+
+    monkeypatch.setattr(Checkpoints, "newest", newest)
+    with Store.open(path) as again:
+        assert calls > 1
+        assert view_hash(again._engine) == expected == replayed(again._engine)

@@ -605,6 +605,21 @@ def test_unpurge_brings_the_collection_into_the_trash_again(one: Replica) -> Non
         check_invariants(tables)
 
 
+def test_a_version_of_an_earlier_life_of_a_name_does_not_come_back_with_it(one: Replica) -> None:
+    """Unpurged in the segment that trashes the collection, whose type is another by now; in either order."""
+    one.must(Unpin(b"P" * 16), TrashCollection(C, START, "", "me"))
+    one.must(Purge(C, 0, one.seq, force=True, actor="me"), PurgeCollection(C, one.seq, force=True, actor="me"))
+    one.must(put("N", kind="model"))
+    both: list[Record] = [Unpurge(C, 0, START, "me"), TrashCollection(C, START, "", "me")]
+    for order in (both, both[::-1]):
+        assert [applied.void for applied in one.fold([one.transaction(record) for record in order])] == ["", ""]
+        one.must(RestoreCollection(C, one.seq, "me"))
+        assert [one.version(number).state for number in (0, 1)] == [VersionState.TRASHED, VersionState.COMMITTED]
+        with one.index.read() as tables:
+            check_invariants(tables)
+        one.must(Purge(C, 0, one.version(0).trash_seq, force=True, actor="me"))
+
+
 def test_a_collection_is_purged_at_its_date_never_before(one: Replica) -> None:
     one.must(trash(0, "best", purge_at=START), TrashCollection(C, START + 2 * HOUR, ""))
     one.now += HOUR

@@ -258,3 +258,43 @@ def test_in_memory_too(make: Callable[[], StoreConfig]) -> None:
         let_go(store, "c:v0")
         store.gc_undo(store.gc().run_id)
         whole(store, "c:v0", {"x": BLOB})
+
+
+def test_a_shared_root_that_is_dropped_in_the_middle(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All an undo needs is shared with another version, until that goes, too."""
+    log(store, {"x": BLOB})
+    let_go(store, "c:v0")
+    run = store.gc().run_id
+    log(store, {"x": BLOB}, "d")
+    calls = 0
+
+    def late(*args: object) -> int:
+        nonlocal calls
+        calls += 1
+        stored = store_tree(*args)  # type: ignore[arg-type]
+        if calls == 1:
+            let_go(store, "d:v0")
+            store.gc()
+        return stored
+
+    monkeypatch.setattr("casstore.gc.undo._store", late)
+    assert store.gc_undo(run).readded_bytes
+    assert calls == 2
+    whole(store, "c:v0", {"x": BLOB})
+
+
+def test_the_log_is_read_back_to_where_the_run_began_and_no_further(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for number in range(10):
+        log(store, {"n": bytes([number])}, "many")
+    log(store, {"x": BLOB})
+    let_go(store, "c:v0")
+    began = store.log()[0].seq
+    run = store.gc().run_id
+    read: list[int] = []
+    engine = store._engine
+    real = engine.log.read
+    monkeypatch.setattr(engine.log, "read", lambda seq: (read.append(seq), real(seq))[1])
+    store.gc_undo(run)
+    assert min(read) > began

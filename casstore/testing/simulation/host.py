@@ -209,7 +209,9 @@ class Process:
 
     def _micros(self) -> int:
         self.point("clock", "")
-        return self.host.clock(self.world.true, self.world.start)
+        shown = self.host.clock(self.world.true, self.world.start)
+        self.world.readings[self.base, shown] = self.host.forward
+        return shown
 
     def _clock(self) -> datetime:
         return from_micros(self._micros())

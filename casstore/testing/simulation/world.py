@@ -112,6 +112,8 @@ class World:
         self.lates: list[tuple[int, str, Callable[[], None]]] = []
         self.excess: list[int] = []
         """for each segment: by how much its step of the clock may exceed true time"""
+        self.readings: dict[tuple[str, int], int] = {}
+        """process and what its clock showed → forward jumps of that clock until then"""
         self.forwards: dict[str, int] = {}
         """writer → forward jumps of its clock when it last committed"""
         self.current: Process | None = None
@@ -186,19 +188,18 @@ class World:
             before = self.machine.log[-1]
             passed, waited = self.true - before.true, max(0, before.true - before.claimed)
             if before.writer == segment.writer:
-                jumped = self.forward(process) - self.forwards.get(segment.writer, 0)
+                jumped = self.forward(process, segment) - self.forwards.get(segment.writer, 0)
                 excess = jumped + waited + passed * self.options.drift // 1_000_000 + 1
             else:
                 excess = min(DAY, max(0, segment.claimed - self.true) + waited)
         else:
             excess = 0
-        self.forwards[segment.writer] = self.forward(process)
+        self.forwards[segment.writer] = self.forward(process, segment)
         self.excess.append(excess)
 
-    def forward(self, process: str) -> int:
-        """How far the clock of a process's host has jumped forward so far."""
-        base = process.partition(".")[0]
-        return next((p.host.forward for p in self.processes if p.base == base), 0)
+    def forward(self, process: str, segment: Segment) -> int:
+        """How far the author's clock had jumped forward when it was read for a segment."""
+        return self.readings.get((process.partition(".")[0], segment.claimed), 0)
 
     def error_allowed(self, since: int) -> int:
         """By how much the safe clock may have outrun true time since a segment, up to now, µs."""
