@@ -14,7 +14,14 @@ from casstore.artifact import Artifact, draft_base
 from casstore.chunker import Chunker, chunker_for
 from casstore.digest import Buffer
 from casstore.engine import Engine
-from casstore.errors import ConflictError, InvalidInputError, NameTakenError, StaleBaseError, TypeConflictError
+from casstore.errors import (
+    ConflictError,
+    InvalidInputError,
+    LeaseLostError,
+    NameTakenError,
+    StaleBaseError,
+    TypeConflictError,
+)
 from casstore.expiry import Terms, expires, resolve_latest, terms_in_force, visible
 from casstore.format.nodes import CHUNK_LIST
 from casstore.format.packs import VersionNote
@@ -378,6 +385,11 @@ class _Session:
         sink = self.writer.put_node
         if self.base is not None:
             edits = [(path, self.entries[path] if source is not None else None) for path, source in self.changes]
+            if not self.engine.view.known((self.base.root,))[0] and self.engine.view.lost(self.base.root) is None:
+                raise LeaseLostError(
+                    f"the draft of {self.base.name} is too old: its pin ended, and what it shared was collected",
+                    hint="make the draft again",
+                )
             self.writer.claim(self.base.root)
             self.tree = edit_entries(self.base.root, edits, self.engine.node, self.node_bytes, sink)
         else:

@@ -143,7 +143,9 @@ class Trash:
         found = self._lookup(ref)
         self._check_whole((found.version.root,), found.label, found.name, found.version.number)
         lost = catalogue.restore(self._engine, found, self._engine.runtime.actor)
-        return Version(self._engine, catalogue.lookup(self._engine, found.label), aliases_not_restored=lost)
+        # Whatever became of it since: the restore took effect.
+        now = catalogue.lookup(self._engine, found.label, expired=True, states=tuple(VersionState))
+        return Version(self._engine, now, aliases_not_restored=lost)
 
     def _collection(self, ref: str) -> CollectionName | None:
         """The name of a collection in the trash, if that is what a reference says."""

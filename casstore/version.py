@@ -6,6 +6,7 @@ import json
 import os
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
@@ -15,11 +16,11 @@ from casstore.catalogue import Found
 from casstore.checkout import DownloadReport
 from casstore.config import from_micros
 from casstore.engine import Engine
-from casstore.errors import EntryNotFoundError, InvalidInputError, RefusedError
+from casstore.errors import EntryNotFoundError, IntegrityError, InvalidInputError, RefusedError
 from casstore.gc.plan import footprint_of, garbage
 from casstore.handles import DraftBase, EntryReader
 from casstore.identity import VersionFacts
-from casstore.model import Entry, Inherit, Pin, Progress, no_progress
+from casstore.model import Entry, Inherit, Pin, Progress, VersionState, no_progress
 from casstore.names import (
     LATEST,
     canonical_metadata,
@@ -129,6 +130,19 @@ class Version(VersionFacts):
         if not catalogue.is_readable(self._engine, self._found):
             catalogue.lookup(self._engine, self._found.label)
 
+    @contextmanager
+    def _reading(self, doing: str, progress: Progress) -> Iterator[Progress]:
+        """A long read. What is missing because the version was purged under it is no damage: it is not found."""
+        self._check_readable()
+        try:
+            with pin.reading(self._engine, self._found, doing, progress) as touched:
+                yield touched
+        except IntegrityError:
+            self.refresh()
+            if self._found.version.state is VersionState.PURGED:
+                catalogue.lookup(self._engine, self._found.label)
+            raise
+
     def _bind(self, entry: Entry) -> Entry:
         return replace(entry, reader=EntryReader(self._engine, self._found))
 
@@ -214,9 +228,8 @@ class Version(VersionFacts):
         progress: Progress = no_progress,
     ) -> DownloadReport:
         """Write the files below a directory (default ``./artifacts/name:vN``); see `checkout.download`."""
-        self._check_readable()
         target = os.path.join("artifacts", self.name) if root is None else root
-        with pin.reading(self._engine, self._found, "download of", progress) as touched:
+        with self._reading("download of", progress) as touched:
             return checkout.download(
                 self._engine,
                 self._found,
@@ -239,8 +252,7 @@ class Version(VersionFacts):
 
         Raises `VerificationError` with every problem: ``.missing``, ``.changed``, ``.extra``.
         """
-        self._check_readable()
-        with pin.reading(self._engine, self._found, "verification of", progress) as touched:
+        with self._reading("verification of", progress) as touched:
             if root is None:
                 return checkout.verify_stored(self._engine, self._found, touched)
             return checkout.verify_directory(self._engine, self._found, root, touched)

@@ -15,7 +15,8 @@ from casstore.engine import Committed, Engine
 from casstore.errors import CasstoreError, ChunkMissingError, ConflictError, StoreBusyError
 from casstore.format.layout import pack_key
 from casstore.format.packs import VersionNote
-from casstore.model import AddNode, AddPack, ChunkKind, Record
+from casstore.format.rows import kind_of_row
+from casstore.model import AddNode, AddPack, ChunkKind, Drop, Record
 from casstore.overlay import Tables
 from casstore.state import CHUNK, LOST, NODE, PACK, head_of
 
@@ -61,6 +62,9 @@ class Writer:
         self._claims: set[bytes] = set()
         self._shared: set[bytes] = set()
         """claims of what this session has not read: the content of nodes that a draft takes over from its base"""
+        self._idle: set[bytes] = set()
+        """data that has the bytes of a tree node which a collector copied although it was dropped: to be forgotten, as
+        nothing can hold a node whose children are not known"""
         self._packs: list[AddPack] = []
         self._exposed = False
         """a segment that names the packs may be in the log"""
@@ -89,8 +93,12 @@ class Writer:
         unknown = [digest for digest in digests if digest not in self._own and digest not in self._claims]
         found = self.engine.view.known(unknown)
         absent = {digest for digest, known in zip(unknown, found, strict=True) if not known}
-        self._claims.update(digest for digest, known in zip(unknown, found, strict=True) if known)
-        return absent
+        claims = [digest for digest, known in zip(unknown, found, strict=True) if known]
+        with self.engine.view.read() as tables:
+            idle = {digest for digest in claims if _is_idle_node(tables, digest)}
+        self._idle |= idle
+        self._claims.update(digest for digest in claims if digest not in idle)
+        return absent | idle
 
     def put(self, digest: bytes, data: Buffer) -> None:
         """Store a data chunk that `missing` named."""
@@ -196,7 +204,8 @@ class Writer:
         if broken or condemned:
             raise _Broken(broken, condemned)
         self._refused = False
-        return (*self._packs, *self._nodes.values(), *extra)
+        idle = tuple(sorted(digest for digest in self._idle & self._own if _is_idle_node(tables, digest)))
+        return (*((Drop(idle),) if idle else ()), *self._packs, *self._nodes.values(), *extra)
 
     def _broken_claims(self, tables: Tables) -> set[bytes]:
         """Claims that no longer hold: looks only at what changed, if that is known."""
@@ -241,3 +250,9 @@ class Writer:
                         self.engine.backend.delete(pack_key(pack.pack))
         finally:
             self._hold.release()
+
+
+def _is_idle_node(tables: Tables, digest: bytes) -> bool:
+    """Whether a digest is indexed as a node, but without children: then its count is 0 and stays so."""
+    row = tables.get(CHUNK, digest)
+    return row is not None and kind_of_row(row) is ChunkKind.NODE and tables.get(NODE, digest) is None

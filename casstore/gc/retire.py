@@ -26,7 +26,7 @@ from casstore.gc.plan import Fate, PackFate, Plan
 from casstore.model import AddPack, ChunkKind, Drop, GCRun, Location, LostRow, PackState, Progress, Record, Retire
 from casstore.overlay import Tables
 from casstore.pack import Frame, PackWriter, check_chunk, decode_frame, encode_frame
-from casstore.state import CHUNK, LOST, NO_PACK
+from casstore.state import CHUNK, LOST, NO_PACK, PACK
 from casstore.view import children_of, pack_at
 
 DROP_BATCH = 20_000
@@ -355,6 +355,8 @@ def _move(job: _Job, mover: _Mover, batch: list[_Source]) -> None:
         copied = set(added.content.digests) if added is not None else set()
         if any(_erased(tables, digest) for digest in copied):
             return ()  # what was given up meanwhile is not to come back
+        if added is not None and tables.get(PACK, added.pack) is not None:
+            return ()  # another collector took it for one of the dead, and condemned it: the next run moves it all
         for source in batch:
             outcome = _still_right(tables, job.plan, source, copied)
             if outcome is None:

@@ -478,10 +478,16 @@ def log_secret_again(store: Store) -> None:
     log(store, "data", {"copy": SECRET, "more": BLOCKS[7]})
 
 
-def secret_into_grace(store: Store) -> None:
-    """The live copy is in a new pack, and an older pack that has ended has one, too."""
+def trash_secret(store: Store) -> None:
     store.delete("data:v1")
+
+
+def purge_secret(store: Store) -> None:
     store.trash.purge("data:v1")
+
+
+def move_secret(store: Store) -> None:
+    """The live copy is in a new pack, and an older pack that has ended has one, too."""
     assert store.gc(max_waste=0).retired_packs
 
 
@@ -514,7 +520,7 @@ def undone(tmp_path_factory: pytest.TempPathFactory) -> Recording:
     path = tmp_path_factory.mktemp("undone")
     steps = (log_v0, log_v1, log_gone, trash_v0, trash_gone, purge_v0, purge_gone, lambda store: store.gc(max_waste=0))
     prepare(path / "before", steps, 8)
-    return record(path / "before", path / "during", (undo, restore_gone, reclaim), 9)
+    return record(path / "before", path / "during", (undo, restore_gone, reclaim, trash_gone), 9)
 
 
 @pytest.fixture(scope="module")
@@ -522,7 +528,7 @@ def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> Recording:
     """Three checkpoints of several parts, so that the oldest goes."""
     path = tmp_path_factory.mktemp("checkpoints")
     prepare(path / "before", (log_v0, log_v1), 10)
-    steps = (checkpoint, log_v2, checkpoint, alias, checkpoint)
+    steps = (checkpoint, log_v2, checkpoint, alias, checkpoint, trash_v0)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("casstore.checkpoint.PART_BYTES", 4000)
         return record(path / "before", path / "during", steps, 11)
@@ -533,7 +539,7 @@ def erased(tmp_path_factory: pytest.TempPathFactory) -> Recording:
     """A secret is logged twice, moved by a collection, and erased."""
     path = tmp_path_factory.mktemp("erased")
     prepare(path / "before", (log_v0,), 12)
-    steps = (log_secret, log_secret_again, secret_into_grace, erase)
+    steps = (log_secret, log_secret_again, trash_secret, purge_secret, move_secret, erase)
     return replace(record(path / "before", path / "during", steps, 13), secret=SECRET)
 
 

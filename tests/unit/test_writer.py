@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 
 from casstore import Artifact, IntegrityError, Store
+from casstore.chunks import ChunkWriter
+from casstore.model import ChunkKind
+from casstore.testing.checks import check_no_garbage, recount
 from casstore.writer import Writer
 
 
@@ -82,3 +85,35 @@ def test_an_interrupted_commit_keeps_its_packs(tmp_path: Path, monkeypatch: pyte
         with pytest.raises(KeyboardInterrupt):
             store.log_artifact(artifact(b"content"))
         assert len([path for path in (tmp_path / "s" / "packs").rglob("*") if path.is_file()]) == 2
+
+
+def test_a_file_with_the_bytes_of_an_idle_node(tmp_path: Path) -> None:
+    """A collector may index a node again that was dropped while it copied it: nothing can hold that, so it is
+    forgotten by the writer whose file has the same bytes."""
+    with Store.open(tmp_path / "s", create=True) as store:
+        engine = store._engine
+        first = store.log_artifact(artifact(b"some content", "old"))
+        node = engine.reader.get(first.digest.value)
+        collect(store, first.ref)
+        packed = ChunkWriter(
+            engine.backend,
+            engine.codec,
+            engine.executor(),
+            engine.new_pack,
+            ChunkKind.NODE,
+            frame_bytes=1000,
+            pack_bytes=100_000,
+            in_flight=2,
+        )
+        packed.add(first.digest.value, node, 1)
+        (pack,) = packed.finish(())
+        engine.commit(lambda _: (pack,))
+        version = store.log_artifact(artifact(node))
+        assert version["f"].read() == node
+        again = store.log_artifact(artifact(b"some content", "old"))
+        assert again["f"].read() == b"some content"
+        recount(engine)
+        for ref in (version.ref, again.ref):
+            collect(store, ref)
+        store.gc(offline=True)
+        check_no_garbage(store)
