@@ -36,7 +36,7 @@ def make_checkpoint(engine: Engine, progress: Progress = no_progress) -> Checkpo
     """Write the state at the head as a checkpoint and note it in the log; older ones but one are removed.
 
     What is written is read back and compared. Nothing is written when no commit followed the newest one. Killed
-    anywhere it leaves at worst objects that the next call removes.
+    anywhere it leaves at worst objects that the next but one removes.
     """
     engine.check_writable()
     engine.view.refresh()

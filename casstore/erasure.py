@@ -3,7 +3,7 @@
 First the log says that the bytes are given up (`Erase`): from then on nobody relies on them, and
 reading them says who gave them up and when. Then every pack that has them is emptied of its other content and deleted:
 live ones, those that have ended and are in their grace, and those that nobody ever committed. A run that was killed is
-finished by running it again.
+finished by running it again. On return no power cut brings any of it back.
 """
 
 from __future__ import annotations

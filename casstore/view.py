@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TypeVar
@@ -84,6 +85,12 @@ class Storage(Protocol):
         ...
 
 
+class _Mine(threading.local):
+    """Of one thread: how many reads it is in."""
+
+    depth = 0
+
+
 class View:
     """The state at some position of the log, shared by every handle on the host. Thread-safe."""
 
@@ -105,6 +112,7 @@ class View:
         self._checkpoints = checkpoints
         self.folded = False
         """whether this handle has changed the storage"""
+        self._mine = _Mine()
         self._reached = 0
         """the highest position this handle has seen: it is never shown an earlier one"""
 
@@ -282,8 +290,14 @@ class View:
     def _read(self) -> Iterator[Tables]:
         while True:
             with self._storage.read() as tables:
-                if head_of(tables).seq >= self._reached:
-                    yield tables
+                depth = self._mine.depth
+                # Inside a read of the same thread it is the same snapshot, whatever others have come to meanwhile.
+                if depth or head_of(tables).seq >= self._reached:
+                    self._mine.depth = depth + 1
+                    try:
+                        yield tables
+                    finally:
+                        self._mine.depth = depth
                     return
             # Another process is making the view again: what it has so far is the past, and may be none at all.
             if self.refresh().seq < self._reached:

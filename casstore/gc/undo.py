@@ -7,10 +7,11 @@ purge let go of comes back into the trash, from where it can be restored.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 
 from casstore.engine import Engine
-from casstore.errors import ChunkMissingError, InvalidInputError, NotFoundError, RefusedError
+from casstore.errors import ChunkMissingError, InvalidInputError, NotFoundError, RefusedError, StoreBusyError
 from casstore.format.nodes import Node, decode_node
 from casstore.format.packs import locations
 from casstore.gc.reclaim import listed_packs
@@ -24,6 +25,8 @@ from casstore.view import collection_name, collection_named, packs, version_at, 
 from casstore.writer import Writer
 
 BATCH = 256
+TRIES = 5
+"""times what others take meanwhile is looked for anew"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,10 +43,15 @@ class UndoReport:
         return {**asdict(self), "restored": list(self.restored)}
 
 
+class _GoneError(Exception):
+    """Something was dropped or reclaimed after it was found: what is left is to be looked for again."""
+
+
 @dataclass(frozen=True, slots=True)
 class _Done:
-    """What a run did, as the log tells it."""
+    """What a run did, as the log tells it, and where it ended."""
 
+    last: int
     purged: frozenset[tuple[str, int]]
     dropped: frozenset[bytes]
 
@@ -72,6 +80,17 @@ def undo(
     run = _run(run_id)
     engine.check_writable()
     done = _what_it_did(engine, run)
+    for _ in range(TRIES):
+        with suppress(_GoneError):
+            return _bring_back(engine, run_id, done, refs, keep, actor, progress)
+    raise StoreBusyError(
+        f"collections took what run {run_id} let go of {TRIES} times under the undo", hint="run it again"
+    )
+
+
+def _bring_back(
+    engine: Engine, run_id: str, done: _Done, refs: Sequence[str], keep: int, actor: str, progress: Progress
+) -> UndoReport:
     chosen = _candidates(engine, done, refs, run_id)
     places = _places(engine, progress)
     lost = [c.label for c in chosen if not _complete(engine, c.version.root, places)]
@@ -131,6 +150,7 @@ def _what_it_did(engine: Engine, run: bytes) -> _Done:
     purged: set[tuple[str, int]] = set()
     dropped: set[bytes] = set()
     start: int | None = None
+    last = 0
     seq = engine.view.refresh().seq
     while seq > (start or 0):
         found = engine.log.read(seq)
@@ -140,7 +160,7 @@ def _what_it_did(engine: Engine, run: bytes) -> _Done:
             first = transaction.records[0] if transaction.records else None
             if not isinstance(first, GCRun) or first.run != run:
                 continue
-            start = first.start
+            start, last = first.start, max(last, seq)
             for record in transaction.records:
                 if isinstance(record, Purge):
                     purged.add((record.collection, record.number))
@@ -149,7 +169,7 @@ def _what_it_did(engine: Engine, run: bytes) -> _Done:
         seq -= 1
     if start is None:
         raise NotFoundError(f"there is no run {run.hex()} in the log", hint="casstore log --deletions")
-    return _Done(frozenset(purged), frozenset(dropped))
+    return _Done(last, frozenset(purged), frozenset(dropped))
 
 
 def _candidates(engine: Engine, done: _Done, refs: Sequence[str], run_id: str) -> list[_Candidate]:
@@ -157,6 +177,8 @@ def _candidates(engine: Engine, done: _Done, refs: Sequence[str], run_id: str) -
         found: dict[tuple[str, int], _Candidate] = {}
         for version in versions(tables, states=(VersionState.PURGED,)):
             name = collection_name(tables, version.collection)
+            if version.purge_seq > done.last:
+                continue  # purged again since: that is another's decision
             if (name, version.number) in done.purged or version.root in done.dropped:
                 found[name, version.number] = _Candidate(name, version)
         if refs:
@@ -249,21 +271,27 @@ def _data_of(node: Node) -> list[bytes]:
 
 
 def _bytes(engine: Engine, digests: Iterable[bytes], places: dict[bytes, Location]) -> dict[bytes, bytes]:
-    """Verified bytes, from the index's place or from an ended pack. Raises `IntegrityError`."""
+    """Verified bytes, from the index's place or from an ended pack. Raises `IntegrityError`, `_GoneError`."""
     wanted = list(dict.fromkeys(digests))
     known = dict(zip(wanted, engine.view.known(wanted), strict=True))
     indexed = engine.reader.fetch(d for d in wanted if known[d])
     gone = [d for d in wanted if not known[d] and d not in places]
     if gone:
-        raise ChunkMissingError(f"chunk {gone[0].hex()} is in no pack", hint="casstore why", digest=gone[0].hex())
+        raise _GoneError
     elsewhere = engine.reader.fetch_at({d: places[d] for d in wanted if not known[d]})
-    return {d: (indexed if known[d] else elsewhere).get(d) for d in wanted}
+    try:
+        return {d: (indexed if known[d] else elsewhere).get(d) for d in wanted}
+    except ChunkMissingError as error:
+        # What the index still has a place for is damage; all else went as it is to go.
+        if any(known[d] and d in indexed.failed and engine.view.known((d,))[0] for d in wanted):
+            raise
+        raise _GoneError from error
 
 
 def _node(engine: Engine, digest: bytes, places: dict[bytes, Location]) -> Node | None:
     try:
         return decode_node(_bytes(engine, [digest], places)[digest], f"node {digest.hex()}")
-    except ChunkMissingError:
+    except (ChunkMissingError, _GoneError):
         return None
 
 

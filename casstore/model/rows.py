@@ -84,6 +84,8 @@ class VersionRow:
     """the safe clock when it was committed: what its age is measured from"""
     protected: str = ""
     """why it may not be deleted; empty if it may"""
+    purge_seq: int = 0
+    """position of its last purge"""
 
 
 @dataclass(frozen=True, slots=True)

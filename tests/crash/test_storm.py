@@ -22,7 +22,7 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -41,12 +41,13 @@ from casstore import (
     StoreConfig,
     Version,
 )
-from casstore.backend.osops import OsOps, StrPath
+from casstore.backend.local import LocalBackend
+from casstore.backend.osops import OsOps, StrPath, claimed
 from casstore.config import ChunkerParams
 from casstore.testing.checks import check_no_garbage, read_files, recount, replayed, view_hash
 from casstore.testing.worlds import NoSync
 
-KILLS = int(os.environ.get("CASSTORE_STORM_KILLS", "100"))
+KILLS = int(os.environ.get("CASSTORE_STORM_KILLS", "64"))
 SEED = os.environ.get("CASSTORE_STORM_SEED")
 ROUND_SECONDS = 2.0
 BLOCKS = 12
@@ -464,6 +465,7 @@ def all_ended(running: dict[str, Process]) -> Iterator[dict[str, Process]]:
             process.end()
 
 
+@pytest.mark.timeout(300 + 3 * KILLS)
 def test_a_storm_of_kills_loses_nothing_that_was_acknowledged(tmp_path: Path) -> None:
     seed = SEED or str(random.SystemRandom().randrange(10**9))
     print(f"CASSTORE_STORM_SEED={seed}")
@@ -664,7 +666,7 @@ def others_go_on(store: Store) -> None:
 def test_collectors_stopped_amid_their_deletions(littered: Path, fates: str, tmp_path: Path) -> None:
     """Another one runs to the end, then they wake up, or are killed: all ends right without repair."""
     stops = 0
-    for nth in itertools.count(1):
+    for nth in itertools.count(1, 2):
         path = tmp_path / f"{nth}"
         shutil.copytree(littered, path)
         asleep: dict[str, Process] = {}
@@ -693,3 +695,81 @@ def test_collectors_stopped_amid_their_deletions(littered: Path, fates: str, tmp
                 whole(store)
     print(f"{fates}: stopped before {stops} deletions")
     assert stops >= 4
+
+
+# ---------------------------------------------------------------- what the storms have found
+
+
+@pytest.mark.parametrize("holding", [False, True], ids=["it is gone", "it is about to go"])
+def test_a_file_that_was_swept_before_it_could_be_locked_is_made_again(
+    holding: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between the making of a temporary file and its lock a sweep of any age takes it for one of the dead."""
+
+    class SweptLate(OsOps):
+        """The sweep that has claimed a file goes on."""
+
+        def fsync(self, fd: int, path: StrPath) -> None:
+            super().fsync(fd, path)
+            for file in claimed_files:
+                file.unlink(missing_ok=True)
+
+    claimed_files: list[Path] = []
+    backend, other = (LocalBackend(tmp_path / "s", SweptLate(crash_at=0)) for _ in range(2))
+    backend.create("a/one", b"1")
+    real = os.fchmod
+    swept: list[int] = []
+
+    with ExitStack() as claims:
+
+        def fchmod(fd: int, mode: int) -> None:
+            real(fd, mode)
+            if not swept:
+                (file,) = tmp_path.glob("s/tmp/*")
+                if holding:
+                    assert claims.enter_context(claimed(str(file)))
+                    claimed_files.append(file)
+                swept.append(1 if holding else other.sweep_temp(2**62))
+
+        monkeypatch.setattr(os, "fchmod", fchmod)
+        backend.create("a/two", b"2")
+    assert swept == [1]
+    assert backend.read("a/two") == b"2"
+    assert not [*tmp_path.glob("s/tmp/*")]
+
+
+class Intruding(OsOps):
+    """Lets somebody else act once, right after the first pack has its name."""
+
+    def __init__(self, then: Callable[[], object]) -> None:
+        super().__init__(crash_at=0)
+        self.then: list[Callable[[], object]] = [then]
+
+    def _run(
+        self,
+        op: str,
+        path: StrPath,
+        call: Callable[[], T],
+        *,
+        target: StrPath = "",
+        data: Sequence[memoryview] = (),
+    ) -> T:
+        result = super()._run(op, path, call, target=target, data=data)
+        if op == "link" and "/packs/" in os.fspath(target) and self.then:
+            self.then.pop()()
+        return result
+
+
+def test_a_copy_that_another_collector_condemns_is_left_to_the_next_run(littered: Path, tmp_path: Path) -> None:
+    """Two collectors that spare no orphan: the pack that one has written, but not committed, is one for the other."""
+    path = tmp_path / "s"
+    shutil.copytree(littered, path)
+    with Store.open(path, ops=NoSync()) as other:
+        ops = Intruding(lambda: other.gc(grace=3600, orphan_age=0, max_waste=1.0))
+        with Store.open(path, ops=ops) as store:
+            report = store.gc(grace=0, orphan_age=0, max_waste=0)
+        assert not ops.then
+        assert report.errors == []
+        assert other.gc(grace=0, max_waste=0).errors == []
+        assert check_content(other.get("kept:v0")) == "2-3-9/kept"
+        whole(other)

@@ -23,7 +23,7 @@ from click.testing import CliRunner
 from casstore import Artifact, IntegrityError, Runtime, Settings, Store
 from casstore import checkpoint as checkpoint_module
 from casstore.cli import main
-from casstore.errors import BackendError
+from casstore.errors import BackendError, RefusedError
 from casstore.format.rows import encode_row
 from casstore.gc import clearance
 from casstore.index import LmdbIndex, MemoryIndex, SpillIndex, environment
@@ -35,7 +35,8 @@ from casstore.testing.recipes import SMALL
 from casstore.view import View
 
 retire: Any = importlib.import_module("casstore.gc.retire")
-"""the module: the package has its function under this name"""
+undo: Any = importlib.import_module("casstore.gc.undo")
+"""the modules: packages have functions under these names"""
 
 T = TypeVar("T")
 
@@ -162,6 +163,37 @@ def test_a_check_reports_nothing_about_what_is_purged_and_collected_under_it(sto
     assert not report.findings
 
 
+@pytest.mark.parametrize("grace", [timedelta(0), HOUR])
+def test_an_undo_under_which_bytes_are_taken_refuses_or_finds_them_again(
+    store: Store, path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch, grace: timedelta
+) -> None:
+    """That a collection was faster is no damage: no exit 20. What it left for its grace is enough."""
+    log(store, {"a": BLOB})
+    log(store, {"a": BLOB, "b": OTHER}, "d")
+    let_go(store, "c:v0")
+    run = store.gc(grace=HOUR).run_id
+    real = undo._store
+    done: list[int] = []
+    with Store.open(path, runtime=Runtime(clock=clock)) as other:
+
+        def take(*args: Any) -> int:
+            if not done:
+                let_go(other, "d:v0")
+                done.append(other.gc(grace=grace).retired_packs)
+            return int(real(*args))
+
+        monkeypatch.setattr(undo, "_store", take)
+        if grace:
+            assert store.gc_undo(run).restored == ("c:v0",)
+            store.trash.restore("c:v0")
+            assert read_files(store.get("c:v0")) == {"a": BLOB}
+        else:
+            with pytest.raises(RefusedError, match="the bytes of c:v0 were reclaimed"):
+                store.gc_undo(run)
+    assert done[0]
+    recount(store._engine)
+
+
 # --- a view that is made again -------------------------------------------------------------------
 
 
@@ -183,6 +215,16 @@ def test_no_thread_sees_the_empty_view_of_another_that_makes_it_again(
     before = view.head().seq
     assert view.rebuild().seq == before
     assert seen == [before]
+
+
+def test_a_read_inside_a_read_shows_the_same_whatever_others_commit(store: Store) -> None:
+    log(store, {"a": b"hello"})
+    view = store._engine.view
+    with view.read() as outer:
+        elsewhere(lambda: log(store, {"a": b"more"}))
+        with view.read() as inner:
+            assert head_of(inner) == head_of(outer) == view.head()
+    assert view.head().seq == 2
 
 
 def test_a_commit_with_nothing_to_do_is_durable_although_the_view_is_made_again(

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from casstore import Artifact, Runtime, Settings, Store, StoreConfig, Version
-from casstore.errors import IntegrityError, InvalidInputError, NotFoundError, ReadOnlyError, RefusedError
+from casstore.errors import InvalidInputError, NotFoundError, ReadOnlyError, RefusedError
 from casstore.gc.undo import _store as store_tree
 from casstore.testing.checks import check_no_garbage, read_files, recount
 from casstore.testing.recipes import SMALL
@@ -239,7 +239,7 @@ def test_packs_that_vanish_under_an_undo(store: Store, monkeypatch: pytest.Monke
         return store_tree(*args)  # type: ignore[arg-type]
 
     monkeypatch.setattr("casstore.gc.undo._store", late)
-    with pytest.raises(IntegrityError, match="is gone"):
+    with pytest.raises(RefusedError, match="the bytes of c:v0 were reclaimed"):
         store.gc_undo(run)
     assert store.trash.list() == []
     store.gc(offline=True)
@@ -295,6 +295,27 @@ def test_the_log_is_read_back_to_where_the_run_began_and_no_further(
     read: list[int] = []
     engine = store._engine
     real = engine.log.read
-    monkeypatch.setattr(engine.log, "read", lambda seq: (read.append(seq), real(seq))[1])
+
+    def reading(seq: int) -> object:
+        read.append(seq)
+        return real(seq)
+
+    monkeypatch.setattr(engine.log, "read", reading)
     store.gc_undo(run)
     assert min(read) > began
+
+
+def test_what_was_purged_again_since_stays_purged(store: Store) -> None:
+    """An undo takes back a run, not what somebody decided after it."""
+    log(store, {"x": BLOB})
+    log(store, {"y": OTHER}, "d")
+    let_go(store, "c:v0")
+    let_go(store, "d:v0")
+    run = store.gc().run_id
+    assert store.gc_undo(run).restored == ("c:v0", "d:v0")
+    store.trash.purge("c:v0")
+    store.trash.purge("d:v0")
+    with pytest.raises(RefusedError, match="no version that is still purged"):
+        store.gc_undo(run)
+    with pytest.raises(RefusedError, match="was not let go"):
+        store.gc_undo(run, ["c:v0"])
