@@ -222,9 +222,7 @@ class CatalogueRules(ContentRules):
         version = self._trashed(record.collection, record.number, record.trash_seq)
         if not record.force and head_of(self.tables).safe < version.purge_at:
             raise Void(f"{record.collection}:v{record.number} may not be purged yet")
-        self._put(
-            replace(version, state=VersionState.PURGED, updated=self.segment.claimed, purge_seq=self.segment.seq)
-        )
+        self._put(replace(version, state=VersionState.PURGED, updated=self.segment.claimed, purge_seq=self.segment.seq))
         self.tables.delete(TRASHED, version_key(version.collection, version.number))
         self.tables.delete(ROOT, u64(version.collection) + version.root + u64(version.number))
         self._release(version.root)
