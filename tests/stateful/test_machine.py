@@ -21,7 +21,7 @@ COMMON = settings(
 )
 PROFILES = {
     "dev": settings(COMMON, max_examples=12, stateful_step_count=30, derandomize=True),
-    "ci": settings(COMMON, max_examples=95, stateful_step_count=50),
+    "ci": settings(COMMON, max_examples=60, stateful_step_count=50),
     "nightly": settings(COMMON, max_examples=20_000, stateful_step_count=60),
 }
 
