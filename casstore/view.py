@@ -289,10 +289,12 @@ class View:
     @contextmanager
     def _read(self) -> Iterator[Tables]:
         while True:
+            # What other threads come to from here on may be newer than the snapshot.
+            seen = self._reached
             with self._storage.read() as tables:
                 depth = self._mine.depth
                 # Inside a read of the same thread it is the same snapshot, whatever others have come to meanwhile.
-                if depth or head_of(tables).seq >= self._reached:
+                if depth or head_of(tables).seq >= seen:
                     self._mine.depth = depth + 1
                     try:
                         yield tables
@@ -300,9 +302,9 @@ class View:
                         self._mine.depth = depth
                     return
             # Another process is making the view again: what it has so far is the past, and may be none at all.
-            if self.refresh().seq < self._reached:
+            if self.refresh().seq < min(seen, self._reached):
                 raise IntegrityError(
-                    f"the log ends before segment {self._reached}, seen earlier",
+                    f"the log ends before segment {seen}, seen earlier",
                     hint="if the log was restored from a copy on purpose: casstore index rebuild",
                 )
 

@@ -440,3 +440,35 @@ def test_the_end_of_a_checkpoint_is_not_kept_above_an_index_without_the_rest(
     assert content(mine) == content(store._engine.view)
     theirs._forget()
     assert content(mine) == content(store._engine.view)
+
+
+def test_what_another_thread_commits_during_a_read_is_no_loss(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A snapshot that turns out to be old is looked at again; what others come to meanwhile is not "seen earlier"."""
+    log(store, {"x": b"1"})
+    view = store._engine.view
+    storage, refresh = view._storage, view.refresh
+    empty = MemoryIndex(TABLES)
+    reads: list[str] = []
+
+    class Stale:
+        def read(self) -> AbstractContextManager[Tables]:
+            reads.append("stale" if not reads else "real")
+            return empty.read() if len(reads) == 1 else storage.read()
+
+        def __getattr__(self, name: str) -> Any:
+            return getattr(storage, name)
+
+    def late() -> object:
+        head = refresh()
+        if len(reads) < 20:
+            thread = threading.Thread(target=lambda: store.set_policy(trash_days=len(reads)))
+            reads.extend(["…"] * 20)
+            thread.start()
+            thread.join()
+        return head
+
+    monkeypatch.setattr(view, "_storage", Stale())
+    monkeypatch.setattr(view, "refresh", late)
+    with view.read() as tables:
+        assert head_of(tables).seq == 2
+    assert reads[0] == "stale"
