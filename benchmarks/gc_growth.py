@@ -81,7 +81,7 @@ def measure(place: Path) -> dict[str, float]:
         with timed() as alone:
             mark(engine, None)
         marked = _peak()
-        for name, part in (("make_plan", "plan"), ("retire", "retire"), ("reclaim", "reclaim"), ("mark", "marks")):
+        for name, part in (("make_plan", "plan"), ("retire", "retire"), ("reclaim", "reclaim"), ("check_counts", "marks"), ("clear", "marks")):
             setattr(collector, name, clocked(part, getattr(collector, name)))
         with timed() as total:
             report = store.gc(grace=0)
@@ -117,7 +117,7 @@ def bulk(place: Path) -> dict[str, float]:
         artifact = Artifact("data")
         artifact.add_bytes(b"x" * 1000, "x")
         first = store.log_artifact(artifact)
-        row = PutVersion("default/default/data", "dataset", first.digest.value, 1000, 1, "", b"{}", ("old",), (),
+        row = PutVersion("default/default/data", first.type, first.digest.value, 1000, 1, "", b"{}", ("old",), (),
                          True, "", -1, "bench")  # fmt: skip
         for _ in range(BULK // 1000):
             store._engine.commit(lambda _: (row,) * 1000)
