@@ -22,8 +22,6 @@ from casstore.errors import (
     RefusedError,
     StaleBaseError,
 )
-from casstore.format.rows import length_of_row, stored_share
-from casstore.gc.account import Release
 from casstore.gc.plan import footprint_of, garbage
 from casstore.model import (
     CollectionRow,
@@ -40,8 +38,8 @@ from casstore.names import LATEST, CollectionName, parse_reference
 from casstore.overlay import Tables
 from casstore.policy import Policy
 from casstore.selection import Matcher, Where
-from casstore.state import CHUNK, POLICY, head_of
-from casstore.view import aliases, collection_named, collections, unreferenced, version_at, versions
+from casstore.state import POLICY, head_of
+from casstore.view import aliases, collection_named, collections, version_at, versions
 
 SHOWN = 5
 """names in a message"""
@@ -241,15 +239,12 @@ def _check_same(planned: _Chosen, chosen: _Chosen) -> None:
 
 
 def _outcome(tables: Tables, chosen: _Chosen, at: int) -> BulkDeletion:
-    release = Release(tables)
-    for _ in release.drain(unreferenced(tables)):
-        pass  # what is dead already keeps nothing alive, and is not freed by this
-    rows = [tables.get(CHUNK, digest) or b"" for digest in release.drain(release.let_go(chosen.roots))]
+    freed = garbage(tables, chosen.roots)
     return BulkDeletion(
         chosen.refs,
         chosen.skipped,
-        sum(map(stored_share, rows)),
-        sum(map(length_of_row, rows)),
+        freed.stored,
+        freed.raw,
         from_micros(at),
         _wall(tables, chosen.purge_at),
     )

@@ -17,14 +17,14 @@ from casstore.digest import ALGORITHMS, Digest
 from casstore.engine import Engine
 from casstore.errors import IntegrityError, InvalidInputError, NotFoundError
 from casstore.format.rows import decode_row, length_of_row, stored_share
-from casstore.gc.account import Release
+from casstore.gc.plan import Release
 from casstore.gc.undo import place_of, still_there
 from casstore.model import Drop, Entry, LostRow, PackState, PinRow, Purge, Segment, Transaction, VersionState
 from casstore.names import parse_reference, split_path
 from casstore.overlay import Tables
 from casstore.pin import NEVER
 from casstore.state import CHUNK, LOST, NODE, PIN
-from casstore.view import children_of, collections, pack_at, trashed, unreferenced, versions
+from casstore.view import children_of, collections, pack_at, trashed, versions
 
 KEPT = (VersionState.COMMITTED, VersionState.TRASHED)
 FOOTER_LENGTH = 5
@@ -188,13 +188,11 @@ class _Tally:
 
 def _freed(tables: Tables, *stages: Iterable[bytes]) -> list[_Tally]:
     """What is freed if nothing, and then these roots, stage by stage, were let go of. What is dead is not counted."""
-    release = Release(tables)
-    for _ in release.drain(unreferenced(tables)):
-        pass
+    release = Release.of_living(tables)
     result = []
     for roots in stages:
         tally = _Tally(set())
-        for digest in release.drain(release.let_go(roots)):
+        for digest, _ in release.drain(release.let_go(roots)):
             row = tables.get(CHUNK, digest)
             assert row is not None
             tally.digests.add(digest)

@@ -7,18 +7,18 @@ plaintext length, each pack to the last byte.
 
 from __future__ import annotations
 
-from collections import Counter, deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
 from casstore.backend import ObjectInfo
-from casstore.format.rows import decode_row, length_of_row, pack_of_row, refcount
-from casstore.gc.plan import Fate, Plan
+from casstore.format.rows import decode_row, length_of_row, pack_of_row
+from casstore.gc.plan import Fate, Plan, Release
 from casstore.model import LostRow, PackState, PinRow
 from casstore.overlay import Tables
 from casstore.state import CHUNK, LOST, PIN
-from casstore.view import children_of, pack_at, trashed, unreferenced
+from casstore.view import pack_at, trashed, unreferenced
 
 
 class Reason(StrEnum):
@@ -123,45 +123,16 @@ def _holders(tables: Tables) -> dict[bytes, Counter[Reason]]:
         if row is not None:
             result.setdefault(pack_of_row(row), Counter())[reason] += length_of_row(row)
 
-    lost.difference_update(release.drain(unreferenced(tables)))
+    lost.difference_update(digest for digest, _ in release.drain(unreferenced(tables)))
     pins = (root for _, row in tables.scan(PIN) for root in decode_row(row, PinRow).roots)
     stages = ((Reason.TRASH, [version.root for version in trashed(tables)]), (Reason.PINS, list(pins)))
     for reason, roots in stages:
-        for digest in release.drain(release.let_go(roots)):
+        for digest, _ in release.drain(release.let_go(roots)):
             if digest not in lost:
                 count(digest, reason)
     for digest in lost:
         count(digest, Reason.DAMAGED)
     return result
-
-
-class Release:
-    """Takes references away, one after the other, and tells what nothing holds any more."""
-
-    def __init__(self, tables: Tables) -> None:
-        self._tables = tables
-        self._counts: dict[bytes, int] = {}
-
-    def let_go(self, digests: Iterable[bytes]) -> Iterator[bytes]:
-        """Take one reference from each; those that had no other."""
-        for digest in digests:
-            count = self._counts.get(digest)
-            if count is None:
-                row = self._tables.get(CHUNK, digest)
-                if row is None:
-                    continue
-                count = refcount(row)
-            self._counts[digest] = count - 1
-            if count == 1:
-                yield digest
-
-    def drain(self, free: Iterable[bytes]) -> Iterator[bytes]:
-        """What is free, and all that becomes so with it."""
-        queue = deque(free)
-        while queue:
-            digest = queue.popleft()
-            yield digest
-            queue.extend(self.let_go(children_of(self._tables, digest) or ()))
 
 
 def _shares(size: int, weights: Mapping[Reason, int]) -> dict[Reason, int]:

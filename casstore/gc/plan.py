@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from enum import StrEnum
 
@@ -82,52 +82,68 @@ class Limits:
     policy: Policy = DEFAULT_POLICY
 
 
+class Release:
+    """Takes references away, one after the other, and tells what nothing holds any more. Memory: O(what was let go)."""
+
+    def __init__(self, tables: Tables) -> None:
+        self._tables = tables
+        self._counts: dict[bytes, int] = {}
+
+    @classmethod
+    def of_living(cls, tables: Tables) -> Release:
+        """One in which what is dead already holds nothing any more."""
+        release = cls(tables)
+        for _ in release.drain(unreferenced(tables)):
+            pass
+        return release
+
+    def let_go(self, digests: Iterable[bytes]) -> Iterator[bytes]:
+        """Take one reference from each; those that had no other."""
+        for digest in digests:
+            count = self._counts.get(digest)
+            if count is None:
+                row = self._tables.get(CHUNK, digest)
+                if row is None:
+                    continue
+                count = refcount(row)
+            self._counts[digest] = count - 1
+            if count == 1:
+                yield digest
+
+    def drain(self, free: Iterable[bytes]) -> Iterator[tuple[bytes, list[bytes] | None]]:
+        """What is free and all that becomes so with it, parents first; with its children, None if it is no node."""
+        queue = deque(free)
+        while queue:
+            digest = queue.popleft()
+            children = children_of(self._tables, digest)
+            yield digest, children
+            queue.extend(self.let_go(children or ()))
+
+
 def garbage(tables: Tables, released: Iterable[bytes] | None = None) -> Garbage:
     """What would be dead if each of some roots lost one reference; without any, what is dead now.
 
     With ``released``, only what these roots alone keep alive is returned: what is dead already keeps nothing.
     Memory: O(garbage).
     """
-    counts: dict[bytes, int] = {}
-    queue: deque[bytes] = deque(unreferenced(tables))
-    if released is not None:
-        while queue:
-            for child in children_of(tables, queue.popleft()) or ():
-                _release(tables, child, counts, queue)
-        for root in released:
-            _release(tables, root, counts, queue)
+    if released is None:
+        dead = Release(tables).drain(unreferenced(tables))
+    else:
+        release = Release.of_living(tables)
+        dead = release.drain(release.let_go(released))
     nodes: list[bytes] = []
     chunks: list[bytes] = []
     by_pack: dict[bytes, list[bytes]] = {}
     raw = 0
     stored = 0
-    while queue:
-        digest = queue.popleft()
+    for digest, children in dead:
         row = tables.get(CHUNK, digest)
         assert row is not None
         raw += length_of_row(row)
         stored += stored_share(row)
         by_pack.setdefault(pack_of_row(row), []).append(digest)
-        children = children_of(tables, digest)
-        if children is None:
-            chunks.append(digest)
-            continue
-        nodes.append(digest)
-        for child in children:
-            _release(tables, child, counts, queue)
+        (chunks if children is None else nodes).append(digest)
     return Garbage(tuple(nodes), tuple(chunks), raw, stored, by_pack)
-
-
-def _release(tables: Tables, digest: bytes, counts: dict[bytes, int], queue: deque[bytes]) -> None:
-    count = counts.get(digest)
-    if count is None:
-        row = tables.get(CHUNK, digest)
-        if row is None:
-            return
-        count = refcount(row)
-    counts[digest] = count - 1
-    if count == 1:
-        queue.append(digest)
 
 
 def footprint_of(tables: Tables, root: bytes) -> int:
