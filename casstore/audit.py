@@ -92,12 +92,6 @@ def took_effect(engine: Engine, segment: Segment, transaction: Transaction) -> b
     return outcome is not None and outcome[0] == segment.seq
 
 
-def run_of(transaction: Transaction) -> GCRun | None:
-    """The run of the collector that a transaction is part of."""
-    first = transaction.records[0] if transaction.records else None
-    return first if isinstance(first, GCRun) else None
-
-
 def deletions(engine: Engine, limit: int | None = None) -> list[DeletionRecord]:
     """What was taken away and given back, newest first, at most ``limit``; reads no further back than needed."""
     if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
@@ -108,7 +102,7 @@ def deletions(engine: Engine, limit: int | None = None) -> list[DeletionRecord]:
 def _deletions(engine: Engine) -> Iterator[DeletionRecord]:
     runs: set[bytes] = set()
     for segment, transaction in transactions(engine):
-        run = run_of(transaction)
+        run = transaction.run
         groups = _grouped(engine, transaction)
         collected = run is not None and (run.summary or frees(transaction))
         if not (collected or groups) or not took_effect(engine, segment, transaction):

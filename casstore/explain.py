@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass
 from datetime import datetime
 
 from casstore import catalogue, expiry, policy
-from casstore.audit import run_of, took_effect, transactions
+from casstore.audit import took_effect, transactions
 from casstore.catalogue import Found, full_name
 from casstore.config import from_micros
 from casstore.contents import find_entry
@@ -487,7 +487,7 @@ def _purges(record: object, found: Found) -> bool:
 
 
 def _event(kind: str, segment: Segment, transaction: Transaction, actor: str = "") -> Event:
-    run = run_of(transaction)
+    run = transaction.run
     who = actor or (segment.writer if run is None else run.actor)
     return Event(kind, from_micros(segment.claimed), who, "", segment.seq, None if run is None else run.run.hex())
 

@@ -8,7 +8,7 @@ from datetime import datetime
 from itertools import islice
 
 from casstore import catalogue, expiry, policy
-from casstore.audit import frees, run_of, took_effect, totals_of, transactions
+from casstore.audit import frees, took_effect, totals_of, transactions
 from casstore.config import environment_flag, from_micros
 from casstore.engine import Engine
 from casstore.format.rows import decode_row
@@ -176,7 +176,7 @@ def _last_run(engine: Engine, last_end: int) -> LastRun | None:
     """The newest run: among the newest commits, or else where a pack ended last. Never reads the whole log."""
     for newest in (None, last_end):
         for segment, transaction in islice(transactions(engine, newest), SEARCHED):
-            run = run_of(transaction)
+            run = transaction.run
             if run is not None and (run.summary or frees(transaction)) and took_effect(engine, segment, transaction):
                 totals = totals_of(run)
                 at = from_micros(segment.claimed)

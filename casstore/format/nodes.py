@@ -46,6 +46,16 @@ class Node:
     chunks: tuple[tuple[bytes, int], ...] = ()
     children: tuple[Child, ...] = ()
 
+    def subtrees(self) -> list[bytes]:
+        """Digests of the nodes it refers to, with repeats: nodes below it, and chunk lists of its files."""
+        below = [child.digest for child in self.children]
+        return below + [entry.tree for entry in self.entries if entry.tree is not None]
+
+    def data(self) -> list[bytes]:
+        """Digests of the chunks of files it names, with repeats."""
+        chunks = [digest for digest, _ in self.chunks]
+        return chunks + [digest for entry in self.entries for digest, _ in entry.chunks]
+
     def references(self) -> tuple[bytes, ...]:
         """The distinct digests this node holds, in order of first appearance."""
         found: dict[bytes, None] = {}

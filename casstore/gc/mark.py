@@ -452,18 +452,13 @@ def walk_nodes(
         fetched = engine.reader.fetch(batch)
         for digest in batch:
             node = decode_node(fetched.get(digest), f"node {digest.hex()}")
-            if node.level:
-                push(child.digest for child in node.children)
-            else:
-                push(entry.tree for entry in node.entries if entry.tree is not None)
-                push(_twins(engine, node))
+            push(node.subtrees())
+            push(_twins(engine, node))
             yield digest, node
         progress("mark", len(seen), 0)
 
 
 def _twins(engine: Engine, node: Node) -> list[bytes]:
     """Chunks of files that have the very bytes of a node that is indexed: what holds them holds its children too."""
-    chunks = [digest for digest, _ in node.chunks]
-    chunks += [digest for entry in node.entries for digest, _ in entry.chunks]
     with engine.view.read() as tables:
-        return [digest for digest in chunks if tables.get(NODE, digest) is not None]
+        return [digest for digest in node.data() if tables.get(NODE, digest) is not None]

@@ -57,11 +57,7 @@ class NodeSource:
 def references(digest: bytes, data: bytes) -> References:
     """What the bytes of a node refer to. Raises `FormatError`."""
     node = decode_node(data, f"node {digest.hex()}")
-    if node.level:
-        below = [child.digest for child in node.children]
-    else:
-        below = [entry.tree for entry in node.entries if entry.tree is not None]
-    return References(b"".join(dict.fromkeys(below)), b"".join(node.references()))
+    return References(b"".join(dict.fromkeys(node.subtrees())), b"".join(node.references()))
 
 
 def read_nodes(source: NodeSource, places: Sequence[tuple[bytes, Location | None]]) -> list[Found]:

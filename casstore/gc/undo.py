@@ -16,7 +16,7 @@ from casstore.format.nodes import Node, decode_node
 from casstore.format.packs import locations
 from casstore.gc.reclaim import listed_packs
 from casstore.gc.retire import read_footer
-from casstore.model import Drop, GCRun, Location, PackState, Progress, Purge, Record, Unpurge, VersionRow, VersionState
+from casstore.model import Drop, Location, PackState, Progress, Purge, Record, Unpurge, VersionRow, VersionState
 from casstore.model import no_progress as _silent
 from casstore.names import CollectionName, parse_reference
 from casstore.overlay import Tables
@@ -157,10 +157,10 @@ def _what_it_did(engine: Engine, run: bytes) -> _Done:
         if found is None:
             break
         for transaction in found[0].transactions:
-            first = transaction.records[0] if transaction.records else None
-            if not isinstance(first, GCRun) or first.run != run:
+            part = transaction.run
+            if part is None or part.run != run:
                 continue
-            start, last = first.start, max(last, seq)
+            start, last = part.start, max(last, seq)
             for record in transaction.records:
                 if isinstance(record, Purge):
                     purged.add((record.collection, record.number))
@@ -243,13 +243,13 @@ def _complete(engine: Engine, root: bytes, places: dict[bytes, Location], used: 
         node = _node(engine, digest, places)
         if node is None:
             return False
-        data = _data_of(node)
+        data = node.data()
         forgotten = [d for d, known in zip(data, engine.view.known(data), strict=True) if not known]
         if any(d not in places for d in forgotten):
             return False
         if used is not None:
             used.update(places[d].pack for d in (digest, *forgotten) if d in places)
-        for child in _nodes_of(node):
+        for child in node.subtrees():
             if child not in seen:
                 seen.add(child)
                 queue.append(child)
@@ -260,14 +260,6 @@ def _closed(engine: Engine, digest: bytes) -> bool:
     """An indexed node has everything below it indexed."""
     with engine.view.read() as tables:
         return tables.get(NODE, digest) is not None
-
-
-def _nodes_of(node: Node) -> list[bytes]:
-    return [*(child.digest for child in node.children), *(e.tree for e in node.entries if e.tree is not None)]
-
-
-def _data_of(node: Node) -> list[bytes]:
-    return [*(d for d, _ in node.chunks), *(d for entry in node.entries for d, _ in entry.chunks)]
 
 
 def _bytes(engine: Engine, digests: Iterable[bytes], places: dict[bytes, Location]) -> dict[bytes, bytes]:
@@ -311,9 +303,9 @@ def _store(writer: Writer, roots: Iterable[bytes], places: dict[bytes, Location]
             return
         data = _bytes(engine, [digest], places)[digest]
         node = decode_node(data, f"node {digest.hex()}")
-        for child in _nodes_of(node):
+        for child in node.subtrees():
             visit(child)
-        absent = sorted(writer.missing(list(dict.fromkeys(_data_of(node)))))
+        absent = sorted(writer.missing(list(dict.fromkeys(node.data()))))
         for at in range(0, len(absent), BATCH):
             for name, chunk in _bytes(engine, absent[at : at + BATCH], places).items():
                 writer.put(name, chunk)

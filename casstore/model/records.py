@@ -314,6 +314,12 @@ class Transaction:
     txid: bytes
     records: tuple[Record, ...]
 
+    @property
+    def run(self) -> GCRun | None:
+        """The run of the collector it is part of."""
+        first = self.records[0] if self.records else None
+        return first if isinstance(first, GCRun) else None
+
 
 @dataclass(frozen=True, slots=True)
 class Segment:
