@@ -81,7 +81,13 @@ def measure(place: Path) -> dict[str, float]:
         with timed() as alone:
             mark(engine, None)
         marked = _peak()
-        for name, part in (("make_plan", "plan"), ("retire", "retire"), ("reclaim", "reclaim"), ("check_counts", "marks"), ("clear", "marks")):
+        for name, part in (
+            ("make_plan", "plan"),
+            ("retire", "retire"),
+            ("reclaim", "reclaim"),
+            ("check_counts", "marks"),
+            ("clear", "marks"),
+        ):
             setattr(collector, name, clocked(part, getattr(collector, name)))
         with timed() as total:
             report = store.gc(grace=0)

@@ -34,6 +34,7 @@ from casstore.model import (
 )
 from casstore.names import LATEST, CollectionName, ttl_seconds
 from casstore.overlay import Overlay, Tables
+from casstore.policy import purge_time
 from casstore.retention import Candidate, Rules, judge
 from casstore.state import COLLECTION, POLICY, alias_target, head_of
 from casstore.view import version_at, versions
@@ -418,7 +419,7 @@ def retain(
         nonlocal purge_at
         collection = find_collection(tables, name)
         terms = expiry.terms_in_force(tables)
-        purge_at = terms.safe + int(terms.policy.trash_days * expiry.DAY)
+        purge_at = purge_time(tables)
         plan[:] = _judged(tables, terms, name, collection, rules, delete_aliases=delete_aliases)
         reason = f"retention: {', '.join(rules.to_dict())}"
         actor = engine.runtime.actor

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import difflib
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 
+from casstore import policy
 from casstore.config import from_micros
 from casstore.digest import Digest
 from casstore.engine import Engine
@@ -43,7 +43,7 @@ from casstore.model import (
 )
 from casstore.names import LATEST, CollectionName, Reference, check_aliases, parse_reference
 from casstore.overlay import Tables
-from casstore.state import ALIAS, ANY, PIN, POLICY, alias_target, aliases_of, head_of
+from casstore.state import ALIAS, ANY, PIN, alias_target, aliases_of, head_of
 from casstore.view import (
     alias_changes,
     collection_name,
@@ -55,7 +55,6 @@ from casstore.view import (
     with_root,
 )
 
-DAY = 86_400_000_000
 BY_COLLECTION = "collection"
 """`VersionRow.trashed_by` of what was trashed with its collection"""
 SIMILAR = 3
@@ -307,9 +306,7 @@ def history(engine: Engine, name: CollectionName, alias: str | None) -> list[Ali
 # --- trash ---------------------------------------------------------------------------------------
 
 
-def move_to_trash(
-    engine: Engine, found: Found, *, delete_aliases: bool, trash_days: float, reason: str, actor: str
-) -> bool:
+def move_to_trash(engine: Engine, found: Found, *, delete_aliases: bool, reason: str, actor: str) -> bool:
     """Trash a version; False if it is in the trash already.
 
     Raises `ProtectedError`, `AliasGuardError`, `VersionNotFoundError`.
@@ -337,8 +334,7 @@ def move_to_trash(
                 aliases=aliases,
                 hint="delete_aliases=True, or casstore rm --delete-aliases",
             )
-        purge_at = head_of(tables).safe + int(trash_days * DAY)
-        return (Trash(str(found.name), version.number, purge_at, aliases, reason, actor),)
+        return (Trash(str(found.name), version.number, policy.purge_time(tables), aliases, reason, actor),)
 
     engine.commit(build)
     return not already
@@ -353,8 +349,7 @@ def collection_of(tables: Tables, version: VersionRow) -> CollectionRow:
 
 def protected_aliases(tables: Tables) -> frozenset[str]:
     """Aliases that protect the version they are on, by the store's policy."""
-    row = tables.get(POLICY, b"protected_aliases")
-    return frozenset() if row is None else frozenset(json.loads(row) or ())
+    return frozenset(policy.in_force(tables).protected_aliases)
 
 
 def protection(
@@ -489,5 +484,11 @@ def due(tables: Tables, actor: str) -> Due:
 
 def wall_time(engine: Engine, moment: int) -> datetime:
     """A moment of the ratchet clock, as the clocks of the writers show it."""
-    head = engine.view.head()
+    with engine.view.read() as tables:
+        return wall_at(tables, moment)
+
+
+def wall_at(tables: Tables, moment: int) -> datetime:
+    """`wall_time` at a position of the log."""
+    head = head_of(tables)
     return from_micros(moment + head.highest - head.safe)

@@ -5,13 +5,12 @@ What a plan says is what its execution does: both come from the same look at the
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 
 from casstore import catalogue, expiry
-from casstore.catalogue import BY_COLLECTION, DAY, Found, full_name, protection, refusal
+from casstore.catalogue import BY_COLLECTION, Found, full_name, protection, refusal
 from casstore.config import from_micros
 from casstore.engine import Engine
 from casstore.errors import (
@@ -36,9 +35,9 @@ from casstore.model import (
 )
 from casstore.names import LATEST, CollectionName, parse_reference
 from casstore.overlay import Tables
-from casstore.policy import Policy
+from casstore.policy import purge_time
 from casstore.selection import Matcher, Where
-from casstore.state import POLICY, head_of
+from casstore.state import head_of
 from casstore.view import aliases, collection_named, collections, version_at, versions
 
 SHOWN = 5
@@ -246,25 +245,13 @@ def _outcome(tables: Tables, chosen: _Chosen, at: int) -> BulkDeletion:
         freed.stored,
         freed.raw,
         from_micros(at),
-        _wall(tables, chosen.purge_at),
+        catalogue.wall_at(tables, chosen.purge_at),
     )
-
-
-def _wall(tables: Tables, moment: int) -> datetime:
-    head = head_of(tables)
-    return from_micros(moment + head.highest - head.safe)
 
 
 def _row_of(tables: Tables, record: Trash) -> VersionRow | None:
     collection = collection_named(tables, record.collection)
     return None if collection is None else version_at(tables, collection.id, record.number)
-
-
-def purge_time(tables: Tables) -> int:
-    """When what is trashed now may be purged, by the safe clock."""
-    row = tables.get(POLICY, b"trash_days")
-    days = Policy().trash_days if row is None else float(json.loads(row))
-    return head_of(tables).safe + int(days * DAY)
 
 
 def _choose(tables: Tables, request: Request) -> _Chosen:
@@ -426,7 +413,7 @@ def _collection_outcome(tables: Tables, name: CollectionName, *, already: bool) 
         name.short,
         len(roots),
         from_micros(row.trashed),
-        _wall(tables, row.purge_at),
+        catalogue.wall_at(tables, row.purge_at),
         exclusive,
         max(0, total - exclusive),
         already_in_trash=already,

@@ -7,7 +7,6 @@ time is hidden from readers at once; a sweep moves it to the trash.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -19,12 +18,11 @@ from casstore.model import CollectionRow, GCRun, Record, SetTtl, Trash, VersionR
 from casstore.names import LATEST, CollectionName
 from casstore.overlay import Tables
 from casstore.policy import Policy
-from casstore.state import POLICY, TRASHED, Head, aliases_of, head_of, ratchet
+from casstore.state import TRASHED, Head, aliases_of, head_of, ratchet
 from casstore.view import collections, version_at, versions
 
 SECOND = 1_000_000
-DAY = 86_400 * SECOND
-TICK = DAY // 2
+TICK = policy.DAY // 2
 """what the safe clock may fall behind a sweep that finds nothing to do, before that writes down that time passed"""
 
 
@@ -65,8 +63,7 @@ class Past:
 
 def terms_in_force(tables: Tables, safe: int | None = None) -> Terms:
     """The terms at a position of the log, by default at the moment of its last segment."""
-    values = {key.decode(): json.loads(value) for key, value in tables.scan(POLICY)}
-    return Terms(policy.load(values), head_of(tables).safe if safe is None else safe)
+    return Terms(policy.in_force(tables), head_of(tables).safe if safe is None else safe)
 
 
 def terms_now(engine: Engine, tables: Tables) -> Terms:
@@ -182,7 +179,7 @@ def past(tables: Tables, terms: Terms) -> Iterator[Past]:
 
 def sweep(tables: Tables, terms: Terms, actor: str) -> Sweep:
     """The records that move every expired version to the trash. They stay there for the days of the policy from now."""
-    purge_at = head_of(tables).safe + int(terms.policy.trash_days * DAY)
+    purge_at = policy.purge_time(tables)
     swept: list[Past] = []
     held: list[Past] = []
     records: list[Record] = []

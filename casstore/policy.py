@@ -11,8 +11,13 @@ from casstore.artifact import Base
 from casstore.errors import InvalidInputError
 from casstore.model import Inherit
 from casstore.names import MAX_TTL, CollectionName, check_aliases, check_type, parse_reference, ttl_seconds
+from casstore.overlay import Tables
 from casstore.retention import Rules, rules_from
+from casstore.state import head_of
+from casstore.view import policy_values
 
+DAY = 86_400_000_000
+"""µs"""
 COUNTS, FREE = "counts", "free"
 """of ``quota_trash``"""
 
@@ -154,6 +159,16 @@ def load(values: Mapping[str, object]) -> Policy:
             except InvalidInputError:
                 continue
     return Policy(**known)  # type: ignore[arg-type]
+
+
+def in_force(tables: Tables) -> Policy:
+    """The rules at a position of the log."""
+    return load(policy_values(tables))
+
+
+def purge_time(tables: Tables) -> int:
+    """When what is trashed now may be purged, by the safe clock (µs)."""
+    return head_of(tables).safe + int(in_force(tables).trash_days * DAY)
 
 
 def encode(values: Mapping[str, object]) -> dict[str, object]:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from datetime import datetime, timedelta
 from enum import Enum
 
 from casstore import expiry
-from casstore.catalogue import DAY
 from casstore.config import from_micros
 from casstore.engine import Engine
 from casstore.errors import QuotaExceededError
 from casstore.gc.plan import garbage
 from casstore.model import VersionState
 from casstore.overlay import Tables
-from casstore.policy import FREE, Policy, load
-from casstore.state import POLICY, head_of
+from casstore.policy import DAY, FREE, Policy, in_force
+from casstore.state import head_of
 from casstore.view import collections, trashed, versions
 
 
@@ -81,7 +78,7 @@ def quota(engine: Engine) -> Quota:
     """The quota and its use at the head of the log."""
     engine.view.refresh()
     with engine.view.read() as tables:
-        return _quota(tables, _policy(tables))
+        return _quota(tables, in_force(tables))
 
 
 def admit(tables: Tables, new: int) -> None:
@@ -89,12 +86,12 @@ def admit(tables: Tables, new: int) -> None:
 
     To be called with the state the packs are committed to.
     """
-    row = tables.get(POLICY, b"quota_bytes")
-    limit = None if row is None else json.loads(row)
+    rules = in_force(tables)
+    limit = rules.quota_bytes
     # Only a store that is nearly full pays for the exact answer.
     if limit is None or not new or head_of(tables).stored + new <= limit:
         return
-    found = _quota(tables, _policy(tables))
+    found = _quota(tables, rules)
     if found.used + new <= limit:
         return
     ways = []
@@ -118,11 +115,6 @@ def _quota(tables: Tables, rules: Policy) -> Quota:
         garbage(tables, [version.root for version in trashed(tables)]).stored,
         garbage(tables).stored,
     )
-
-
-def _policy(tables: Tables) -> Policy:
-    values: Mapping[str, object] = {key.decode(): json.loads(value) for key, value in tables.scan(POLICY)}
-    return load(values)
 
 
 def forecast(engine: Engine, within: timedelta) -> Forecast:

@@ -110,7 +110,7 @@ class StoreUpkeep(OpenedStore):
         Versions that were purged by hand and whose content the run freed are among them. ``refs``: only these. All
         or nothing, one commit. Raises `NotFoundError` for an unknown run, `RefusedError` when bytes are gone.
         """
-        keep = int(self.policy.trash_days * 86_400 * 1_000_000)
+        keep = int(self.policy.trash_days * policy.DAY)
         return undo(self._engine, run, refs, keep, self._runtime.actor, progress)
 
     def ballast(self, size: int | None = None) -> int:

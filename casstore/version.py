@@ -307,12 +307,10 @@ class Version(VersionFacts):
         check_description(reason)
         engine = self._engine
         engine.view.refresh()
-        days = engine.view.policy().get("trash_days", 30)
         moved = catalogue.move_to_trash(
             engine,
             self._found,
             delete_aliases=delete_aliases,
-            trash_days=float(str(days)),
             reason=reason,
             actor=engine.runtime.actor,
         )

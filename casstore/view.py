@@ -367,7 +367,7 @@ class View:
     def policy(self) -> dict[str, object]:
         """Policy values that were set."""
         with self.read() as tables:
-            return {key.decode(): json.loads(value) for key, value in tables.scan(POLICY)}
+            return policy_values(tables)
 
     def pins(self) -> list[tuple[bytes, PinRow]]:
         """Pins that are held."""
@@ -381,6 +381,11 @@ def _position_of(tables: Tables) -> int:
 
 
 # --- questions on a snapshot ---------------------------------------------------------------------
+
+
+def policy_values(tables: Tables) -> dict[str, object]:
+    """Policy values that were set."""
+    return {key.decode(): json.loads(value) for key, value in tables.scan(POLICY)}
 
 
 def chunk_at(tables: Tables, digest: bytes) -> ChunkRow | None:
