@@ -206,7 +206,7 @@ def set_ttl(engine: Engine, found: Found, ttl: timedelta | Inherit | None, *, al
             )
         if version.ttl == seconds:
             return ()
-        return (SetTtl(str(found.name), version.number, seconds, engine.runtime.actor),)
+        return (SetTtl(collection.name, version.number, seconds, engine.runtime.actor),)
 
     engine.commit(build)
 

@@ -43,7 +43,7 @@ from casstore.model import (
 )
 from casstore.names import LATEST, CollectionName, Reference, check_aliases, parse_reference
 from casstore.overlay import Tables
-from casstore.state import ALIAS, ANY, PIN, alias_target, aliases_of, head_of
+from casstore.state import ALIAS, ANY, BY_SOURCE, PIN, alias_target, aliases_of, current_name, head_of
 from casstore.view import (
     alias_changes,
     collection_name,
@@ -55,8 +55,6 @@ from casstore.view import (
     with_root,
 )
 
-BY_COLLECTION = "collection"
-"""`VersionRow.trashed_by` of what was trashed with its collection"""
 SIMILAR = 3
 SCANNED_NAMES = 1000
 
@@ -81,8 +79,11 @@ def full_name(row: CollectionRow) -> CollectionName:
 
 
 def find_collection(tables: Tables, name: CollectionName, *, hidden: bool = False) -> CollectionRow:
-    """A collection; with ``hidden``, also one that is in the trash or was purged. Raises `CollectionNotFoundError`."""
-    row = collection_named(tables, str(name))
+    """A collection, also by a name it had; with ``hidden``, also one that is in the trash or was purged.
+
+    Raises `CollectionNotFoundError`.
+    """
+    row = collection_named(tables, current_name(tables, str(name)))
     if row is not None and row.state is VersionState.TRASHED and not hidden:
         raise CollectionNotFoundError(
             f"collection {name.short} is in the trash", hint=f"casstore trash restore {name.short}"
@@ -96,6 +97,11 @@ def find_collection(tables: Tables, name: CollectionName, *, hidden: bool = Fals
     return row
 
 
+def shown_collection(tables: Tables, identifier: int) -> CollectionRow:
+    """A collection by its id, whatever its name is now. Raises `CollectionNotFoundError` if it is in the trash."""
+    return find_collection(tables, CollectionName.parse(collection_name(tables, identifier)))
+
+
 def find(
     tables: Tables,
     reference: Reference,
@@ -107,8 +113,8 @@ def find(
 
     With ``terms``, as readers see it: a version past its time is not there, and ``latest`` passes over it.
     """
-    name = reference.collection
-    collection = find_collection(tables, name, hidden=VersionState.TRASHED in states)
+    collection = find_collection(tables, reference.collection, hidden=VersionState.TRASHED in states)
+    name = full_name(collection)
     version = _select(tables, collection, reference, states, terms)
     if version is None:
         raise VersionNotFoundError(f"there is no version {reference}", hint=_near(tables, collection, reference, terms))
@@ -215,7 +221,7 @@ def set_alias(engine: Engine, found: Found, alias: str, *, if_on: str | None, ac
             return ()
         held = aliases_of(tables, live.collection.id, live.version.number)
         check_aliases({*held, alias} - {LATEST})
-        return (SetAlias(str(found.name), alias, found.version.number, expect, actor),)
+        return (SetAlias(live.collection.name, alias, found.version.number, expect, actor),)
 
     engine.commit(build)
 
@@ -238,7 +244,7 @@ def drop_alias(engine: Engine, found: Found, alias: str, *, missing_ok: bool, ac
             if missing_ok:
                 return ()
             raise NotFoundError(f"{found.label} has no alias {alias!r}", hint=f"casstore show {found.label}")
-        return (DropAlias(str(found.name), alias, found.version.number, actor),)
+        return (DropAlias(live.collection.name, alias, found.version.number, actor),)
 
     engine.commit(build)
 
@@ -251,7 +257,7 @@ def replace_aliases(engine: Engine, found: Found, aliases: Sequence[str], actor:
         held = aliases_of(tables, live.collection.id, live.version.number)
         gone = [a for a in held if a not in aliases and a != LATEST]
         new = [a for a in aliases if a not in held]
-        name, number = str(found.name), found.version.number
+        name, number = live.collection.name, found.version.number
         return (
             *(DropAlias(name, alias, number, actor) for alias in gone),
             *(SetAlias(name, alias, number, actor=actor) for alias in new),
@@ -274,7 +280,7 @@ def update_labels(
         live = _still(tables, found)
         return (
             UpdateVersion(
-                str(found.name),
+                live.collection.name,
                 found.version.number,
                 description,
                 None if metadata is None else metadata(live.version.metadata),
@@ -289,11 +295,12 @@ def _still(tables: Tables, found: Found) -> Found:
     version = version_at(tables, found.collection.id, found.version.number)
     assert version is not None
     collection = collection_of(tables, version)
+    now = Found(full_name(collection), collection, version)
     if version.state is not VersionState.COMMITTED:
-        raise wrong_state(Found(found.name, collection, version))
+        raise wrong_state(now)
     if is_gone(tables, terms_in_force(tables), collection, version):
-        raise _expired(Found(found.name, collection, version))
-    return Found(found.name, collection, version)
+        raise _expired(now)
+    return now
 
 
 def history(engine: Engine, name: CollectionName, alias: str | None) -> list[AliasChange]:
@@ -334,7 +341,7 @@ def move_to_trash(engine: Engine, found: Found, *, delete_aliases: bool, reason:
                 aliases=aliases,
                 hint="delete_aliases=True, or casstore rm --delete-aliases",
             )
-        return (Trash(str(found.name), version.number, policy.purge_time(tables), aliases, reason, actor),)
+        return (Trash(collection.name, version.number, policy.purge_time(tables), aliases, reason, actor),)
 
     engine.commit(build)
     return not already
@@ -380,21 +387,24 @@ def refusal(collection: CollectionRow, version: VersionRow, why: str, but: str =
     return ProtectedError(f"{label} {why}{but}", hint=hint)
 
 
-def protect(engine: Engine, name: CollectionName, number: int, reason: str, actor: str) -> None:
-    """Protect a version, or with number -1 a collection, from deletion; reason "" lifts that.
-
-    Raises `VersionNotFoundError`, `CollectionNotFoundError`.
-    """
+def protect(engine: Engine, found: Found, reason: str, actor: str) -> None:
+    """Protect a version from deletion; reason "" lifts that. Raises `VersionNotFoundError`."""
 
     def build(tables: Tables) -> Sequence[Record]:
-        collection = find_collection(tables, name)
-        if number < 0:
-            now = collection.protected
-        else:
-            version = version_at(tables, collection.id, number)
-            assert version is not None
-            now = _still(tables, Found(name, collection, version)).version.protected
-        return () if now == reason else (Protect(str(name), number, reason, actor),)
+        live = _still(tables, found)
+        if live.version.protected == reason:
+            return ()
+        return (Protect(live.collection.name, live.version.number, reason, actor),)
+
+    engine.commit(build)
+
+
+def protect_collection(engine: Engine, identifier: int, reason: str, actor: str) -> None:
+    """Protect a collection from deletion; reason "" lifts that. Raises `CollectionNotFoundError`."""
+
+    def build(tables: Tables) -> Sequence[Record]:
+        collection = shown_collection(tables, identifier)
+        return () if collection.protected == reason else (Protect(collection.name, -1, reason, actor),)
 
     engine.commit(build)
 
@@ -424,8 +434,8 @@ def restore(engine: Engine, found: Found, actor: str) -> tuple[str, ...]:
         lost = tuple(a for a in version.trash_aliases if alias_target(tables, version.collection, a) is not None)
         back = replace(version, ttl=0 if version.trashed_by == "ttl" else version.ttl)
         return (
-            Restore(str(found.name), version.number, version.trash_seq, actor),
-            *revived(terms_in_force(tables), found.name, collection, back, actor),
+            Restore(collection.name, version.number, version.trash_seq, actor),
+            *revived(terms_in_force(tables), full_name(collection), collection, back, actor),
         )
 
     engine.commit(build)
@@ -437,7 +447,8 @@ def purge(engine: Engine, found: Found, actor: str) -> None:
 
     def build(tables: Tables) -> Sequence[Record]:
         version = _in_trash(tables, found)
-        return (Purge(str(found.name), version.number, version.trash_seq, force=True, actor=actor),)
+        name = collection_name(tables, version.collection)
+        return (Purge(name, version.number, version.trash_seq, force=True, actor=actor),)
 
     engine.commit(build)
 
@@ -468,6 +479,8 @@ def due(tables: Tables, actor: str) -> Due:
         if version.purge_at > safe:
             waiting.add(version.collection)
             continue
+        if version.trashed_by == BY_SOURCE:
+            continue  # it goes with its source, whose date is the same
         name = CollectionName.parse(collection_name(tables, version.collection))
         records.append(Purge(str(name), version.number, version.trash_seq, force=False, actor=actor))
         labels.append(f"{name.short}:v{version.number}")

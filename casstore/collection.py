@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import datetime
 
 from casstore import catalogue, deletion, expiry
-from casstore.catalogue import Found
+from casstore.catalogue import Found, full_name
 from casstore.config import from_micros
 from casstore.deletion import CollectionDeletion
 from casstore.engine import Engine
@@ -13,7 +13,7 @@ from casstore.errors import InvalidInputError
 from casstore.model import CollectionRow, VersionState
 from casstore.names import CollectionName, check_description
 from casstore.version import Version
-from casstore.view import versions
+from casstore.view import collection_name, versions
 
 
 class Collection:
@@ -22,29 +22,38 @@ class Collection:
     Once it is in the trash they raise `CollectionNotFoundError`; ``store.trash.restore(name)`` brings it back.
     """
 
-    def __init__(self, engine: Engine, name: CollectionName) -> None:
+    def __init__(self, engine: Engine, row: CollectionRow) -> None:
         self._engine = engine
-        self._name = name
+        self._id = row.id
+        self._last = full_name(row)
 
     def __repr__(self) -> str:
-        return f"<Collection {self._name}>"
+        return f"<Collection {self._last}>"
 
     def __str__(self) -> str:
-        return self._name.short
+        return self._last.short
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, Collection) and (self._engine.config.store_id, self._name) == (
+        return isinstance(other, Collection) and (self._engine.config.store_id, self._id) == (
             other._engine.config.store_id,
-            other._name,
+            other._id,
         )
 
     def __hash__(self) -> int:
-        return hash(self._name)
+        return hash(self._id)
 
     def _row(self) -> CollectionRow:
         self._engine.view.refresh()
         with self._engine.view.read() as tables:
-            return catalogue.find_collection(tables, self._name)
+            return catalogue.shown_collection(tables, self._id)
+
+    @property
+    def _name(self) -> CollectionName:
+        """Its name now, whoever renamed it; also while it is in the trash."""
+        self._engine.view.refresh()
+        with self._engine.view.read() as tables:
+            self._last = CollectionName.parse(collection_name(tables, self._id))
+        return self._last
 
     @property
     def name(self) -> str:
@@ -76,20 +85,22 @@ class Collection:
         state = VersionState.TRASHED if trashed else VersionState.COMMITTED
         self._engine.view.refresh()
         with self._engine.view.read() as tables:
-            row = catalogue.find_collection(tables, self._name, hidden=trashed)
+            name = CollectionName.parse(collection_name(tables, self._id))
+            row = catalogue.find_collection(tables, name, hidden=trashed)
             stored = versions(tables, row.id, newest_first=newest_first, states=(state,))
             rows = list(expiry.visible(tables, expiry.terms_now(self._engine, tables), row, stored))
-        return [Version(self._engine, Found(self._name, row, version)) for version in rows]
+        return [Version(self._engine, Found(name, row, version)) for version in rows]
 
     def protect(self, reason: str) -> None:
         """Keep it and every version in it from being deleted, by whatever route, until `unprotect`."""
-        if not check_description(reason).strip():
+        reason = check_description(reason)
+        if not reason.strip():
             raise InvalidInputError("a protection needs a reason", hint="protect('used by the paper')")
-        catalogue.protect(self._engine, self._name, -1, reason, self._engine.runtime.actor)
+        catalogue.protect_collection(self._engine, self._id, reason, self._engine.runtime.actor)
 
     def unprotect(self) -> None:
         """Lift the protection of the collection; that of single versions stays."""
-        catalogue.protect(self._engine, self._name, -1, "", self._engine.runtime.actor)
+        catalogue.protect_collection(self._engine, self._id, "", self._engine.runtime.actor)
 
     def delete(
         self,

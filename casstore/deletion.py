@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 
 from casstore import catalogue, expiry
-from casstore.catalogue import BY_COLLECTION, Found, full_name, protection, refusal
+from casstore.catalogue import Found, full_name, protection, refusal
 from casstore.config import from_micros
 from casstore.engine import Engine
 from casstore.errors import (
@@ -37,7 +37,7 @@ from casstore.names import LATEST, CollectionName, parse_reference
 from casstore.overlay import Tables
 from casstore.policy import purge_time
 from casstore.selection import Matcher, Where
-from casstore.state import head_of
+from casstore.state import BY_COLLECTION, head_of
 from casstore.view import aliases, collection_named, collections, version_at, versions
 
 SHOWN = 5

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import replace
 from datetime import datetime, timedelta
 
 from casstore import catalogue, expiry
@@ -298,8 +297,9 @@ class VersionFacts:
         self._engine.view.refresh()
         with self._engine.view.read() as tables:
             row = version_at(tables, self._found.collection.id, self.number)
-        assert row is not None
-        self._found = replace(self._found, version=row)
+            assert row is not None
+            collection = catalogue.collection_of(tables, row)
+        self._found = Found(catalogue.full_name(collection), collection, row)
 
     def to_dict(self) -> dict[str, object]:
         """The version as JSON values (docs/cli.md, schema ``version``)."""

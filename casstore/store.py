@@ -198,7 +198,7 @@ class Store(StoreUpkeep):
         With ``where``, all versions that match (in ``collection``), in one commit; those that are protected, or have
         aliases without ``delete_aliases``, are skipped and listed. ``dry_run`` returns what the run would.
         """
-        check_description(reason)
+        reason = check_description(reason)
         if where is not None or ref is None:
             if ref is not None or where is None:
                 raise InvalidInputError("delete takes a reference or a predicate", hint="where=Where(unaliased=True)")
@@ -248,8 +248,7 @@ class Store(StoreUpkeep):
         name = CollectionName.parse(ref)
         self._engine.view.refresh()
         with self._engine.view.read() as tables:
-            catalogue.find_collection(tables, name)
-        return Collection(self._engine, name)
+            return Collection(self._engine, catalogue.find_collection(tables, name))
 
     @property
     def trash(self) -> Trash:

@@ -19,7 +19,7 @@ from casstore.gc.plan import garbage
 from casstore.model import Purge, Record, VersionRow, VersionState
 from casstore.names import CollectionName, parse_reference
 from casstore.overlay import Tables
-from casstore.state import TRASHED, head_of
+from casstore.state import BY_COLLECTION, BY_SOURCE, TRASHED, head_of
 from casstore.version import Version
 from casstore.view import collections, trashed
 
@@ -91,7 +91,7 @@ class Trash:
                         row.type,
                         from_micros(row.trashed),
                         from_micros(row.purge_at + head.highest - head.safe),
-                        catalogue.BY_COLLECTION,
+                        BY_COLLECTION,
                         row.trash_actor,
                         row.trash_reason,
                         sum(version.size for version in unit),
@@ -164,7 +164,8 @@ class Trash:
             unit = deletion.unit(tables, deletion.trashed_collection(tables, name))
         self._check_whole(tuple(dict.fromkeys(version.root for version in unit)), name.short, name, None)
         deletion.restore_collection(self._engine, name)
-        return Collection(self._engine, name)
+        with self._engine.view.read() as tables:
+            return Collection(self._engine, catalogue.find_collection(tables, name, hidden=True))
 
     def _check_whole(self, roots: tuple[bytes, ...], label: str, name: CollectionName, number: int | None) -> None:
         """Every node and chunk below the roots has a place."""
@@ -220,8 +221,10 @@ class Trash:
             for version in trashed(tables):
                 if version.collection in whole or (limit is not None and version.trashed > limit):
                     continue
-                if version.trashed_by == catalogue.BY_COLLECTION and self._in_unit(tables, version):
+                if version.trashed_by == BY_COLLECTION and self._in_unit(tables, version):
                     continue  # it goes when its collection goes
+                if version.trashed_by == BY_SOURCE:
+                    continue  # it goes when its source goes
                 found = self._found(tables, version)
                 chosen.append((version.purge_at, found.label))
                 records.append(

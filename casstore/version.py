@@ -110,7 +110,8 @@ class Version(VersionFacts):
 
     def protect(self, reason: str) -> None:
         """Keep it from being deleted, by whatever route, until `unprotect`. Raises `InvalidInputError`."""
-        if not check_description(reason).strip():
+        reason = check_description(reason)
+        if not reason.strip():
             raise InvalidInputError("a protection needs a reason", hint="protect('used by the paper')")
         self._set_protection(reason)
 
@@ -119,7 +120,7 @@ class Version(VersionFacts):
         self._set_protection("")
 
     def _set_protection(self, reason: str) -> None:
-        catalogue.protect(self._engine, self._found.name, self.number, reason, self._engine.runtime.actor)
+        catalogue.protect(self._engine, self._found, reason, self._engine.runtime.actor)
         self.refresh()
 
     # --- files
@@ -304,7 +305,7 @@ class Version(VersionFacts):
 
         ``delete_aliases`` takes them off; a restore gives them back. Deleting again changes nothing.
         """
-        check_description(reason)
+        reason = check_description(reason)
         engine = self._engine
         engine.view.refresh()
         moved = catalogue.move_to_trash(

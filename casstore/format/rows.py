@@ -10,7 +10,7 @@ import msgspec
 from casstore.errors import IntegrityError
 from casstore.model import ChunkKind, ChunkRow, Location
 
-VIEW_VERSION = 2
+VIEW_VERSION = 3
 
 _CHUNK = struct.Struct("<16sQIIIIBI")
 _COUNT = struct.Struct("<I")

@@ -18,24 +18,33 @@ from casstore.errors import FormatError, UnsupportedFormatError
 from casstore.format.guard import guard, is_sound, unguard
 from casstore.format.packs import is_consistent
 from casstore.model import (
+    AbortParts,
     AddNode,
     AddPack,
     Checkpoint,
     ChunkKind,
     Condemn,
+    DeleteRun,
     Drop,
     DropAlias,
+    EndUse,
     Erase,
+    FinishParts,
     FrameInfo,
     GCRun,
+    Link,
     PackContent,
     Pin,
     Protect,
     Purge,
     PurgeCollection,
+    PutCollection,
+    PutOutput,
+    PutRun,
     PutVersion,
     Quarantine,
     Record,
+    RenameCollection,
     RenewPin,
     Restore,
     RestoreCollection,
@@ -48,9 +57,13 @@ from casstore.model import (
     Transaction,
     Trash,
     TrashCollection,
+    Unlink,
     Unpin,
     Unpurge,
+    UpdateCollection,
     UpdateVersion,
+    UpsertPart,
+    UseVersion,
 )
 
 SEGMENT_MAGIC = b"CASLOG01"
@@ -79,13 +92,32 @@ _PLAIN: dict[int, type[Record]] = {
     35: TrashCollection,
     36: RestoreCollection,
     37: PurgeCollection,
+    38: PutCollection,
+    39: UpdateCollection,
+    40: RenameCollection,
+    41: Link,
+    42: Unlink,
     48: Pin,
     49: Unpin,
     50: RenewPin,
+    51: UpsertPart,
+    52: FinishParts,
+    53: AbortParts,
     64: SetPolicy,
+    80: PutRun,
+    81: DeleteRun,
+    82: PutOutput,
+    83: UseVersion,
+    84: EndUse,
 }
 _TAGS = {cls: tag for tag, cls in _PLAIN.items()}
 _FIELDS = {cls: tuple(f.name for f in fields(cls)) for cls in _PLAIN.values()}
+
+_LATER: dict[type[Record], tuple[object, ...]] = {
+    cls: tuple(f.default for f in fields(cls)[count:])
+    for cls, count in ((PutVersion, 13), (Trash, 7), (TrashCollection, 4))
+}
+"""defaults of the fields that were added to a record later: left out while they have these"""
 
 Ref = int | bytes
 
@@ -142,7 +174,12 @@ def _encode_record(record: Record, table: dict[bytes, int]) -> list[object]:
         return [_DROP, record.digests]
     if isinstance(record, Retire):
         return [_RETIRE, record.pack, [_ref(digest, table) for digest in record.moved]]
-    return [_TAGS[type(record)], *(getattr(record, name) for name in _FIELDS[type(record)])]
+    values = [getattr(record, name) for name in _FIELDS[type(record)]]
+    for default in reversed(_LATER.get(type(record), ())):
+        if values[-1] != default:
+            break
+        values.pop()
+    return [_TAGS[type(record)], *values]
 
 
 def _ref(digest: bytes, table: dict[bytes, int]) -> Ref:

@@ -177,7 +177,7 @@ def _candidates(engine: Engine, done: _Done, refs: Sequence[str], run_id: str) -
         found: dict[tuple[str, int], _Candidate] = {}
         for version in versions(tables, states=(VersionState.PURGED,)):
             name = collection_name(tables, version.collection)
-            if version.purge_seq > done.last:
+            if version.is_link or version.purge_seq > done.last:
                 continue  # purged again since: that is another's decision
             if (name, version.number) in done.purged or version.root in done.dropped:
                 found[name, version.number] = _Candidate(name, version)

@@ -105,6 +105,10 @@ class PutVersion:
     ttl: int
     """seconds; 0 = never; -1 = inherit"""
     actor: str
+    run: str = ""
+    """id of the run that logged it"""
+    attrs: bytes = b"{}"
+    """canonical JSON of the host's own"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +155,10 @@ class Trash:
     reason: str
     actor: str
     trashed_by: str = "user"
+    delete_links: bool = False
+    """hide the links to it, too; without, any make the record void"""
+    refuse_in_use: bool = False
+    """a declared use makes the record void instead of being cancelled"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +229,8 @@ class TrashCollection:
     purge_at: int
     reason: str
     actor: str = ""
+    delete_links: bool = False
+    refuse_in_use: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -239,6 +249,154 @@ class PurgeCollection:
     collection: str
     trash_seq: int
     force: bool
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PutCollection:
+    """A new collection without versions. ``portfolio``: it takes links only."""
+
+    collection: str
+    type: str
+    portfolio: bool
+    description: str = ""
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UpdateCollection:
+    """New labels for a collection. ``None`` leaves a field alone; a type is that of all its versions, too."""
+
+    collection: str
+    description: str | None
+    type: str | None = None
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class RenameCollection:
+    """Another name for a collection; the old one leads to it until a collection takes it."""
+
+    collection: str
+    name: str
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A version of another collection gets a number in this one, which is made if need be."""
+
+    collection: str
+    source: str
+    """collection of the source"""
+    number: int
+    """number of the source"""
+    aliases: tuple[str, ...]
+    move_latest: bool
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Unlink:
+    """Take a link away. Its source is not touched."""
+
+    collection: str
+    number: int
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class UpsertPart:
+    """A part of a version that several writers make together, kept by a pin. The same part again renews the batch."""
+
+    collection: str
+    batch: str
+    part: str
+    type: str
+    root: bytes
+    size: int
+    file_count: int
+    pin: bytes
+    holder: str
+    expires: int
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishParts:
+    """The version of the same transaction is what these parts make. Others, or a finished batch, make it void."""
+
+    collection: str
+    batch: str
+    parts: tuple[str, ...]
+    digests: tuple[bytes, ...]
+    """their roots"""
+    asked: bytes = b""
+    """digest of what the finisher asked for"""
+    actor: str = ""
+    number: int = -1
+    """of the version that has this content already; -1 = the transaction makes it"""
+
+
+@dataclass(frozen=True, slots=True)
+class AbortParts:
+    """Give up a batch: its parts are let go, its id stays used."""
+
+    collection: str
+    batch: str
+    reason: str
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PutRun:
+    """A run begins, or what is said of it changes. A status other than ``running`` ends it, and its uses."""
+
+    run: str
+    name: str
+    job_type: str
+    status: str
+    attrs: bytes
+    """canonical JSON"""
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class DeleteRun:
+    """Forget what is said of a run. Versions are not touched; a tombstone stays in their lineage."""
+
+    run: str
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PutOutput:
+    """A run logged content that was a version already."""
+
+    run: str
+    collection: str
+    number: int
+
+
+@dataclass(frozen=True, slots=True)
+class UseVersion:
+    """A run uses a version. Trashing the version cancels the use, until `EndUse` or the end of the run."""
+
+    run: str
+    collection: str
+    number: int
+    purpose: str
+    holder: str
+    actor: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EndUse:
+    """A run does not use a version any more."""
+
+    run: str
+    collection: str
+    number: int
     actor: str = ""
 
 
@@ -300,6 +458,19 @@ Record = (
     | TrashCollection
     | RestoreCollection
     | PurgeCollection
+    | PutCollection
+    | UpdateCollection
+    | RenameCollection
+    | Link
+    | Unlink
+    | UpsertPart
+    | FinishParts
+    | AbortParts
+    | PutRun
+    | DeleteRun
+    | PutOutput
+    | UseVersion
+    | EndUse
     | Pin
     | Unpin
     | RenewPin

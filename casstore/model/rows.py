@@ -51,6 +51,9 @@ class CollectionRow:
     purge_at: int = 0
     trash_reason: str = ""
     trash_actor: str = ""
+    portfolio: bool = False
+    """takes links only"""
+    description: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,6 +89,17 @@ class VersionRow:
     """why it may not be deleted; empty if it may"""
     purge_seq: int = 0
     """position of its last purge"""
+    run: str = ""
+    """id of the run that logged it"""
+    attrs: bytes = b"{}"
+    source_collection: int = 0
+    """of a link: where its source is; 0 = it is no link"""
+    source_number: int = -1
+
+    @property
+    def is_link(self) -> bool:
+        """Whether it stands for a version of another collection."""
+        return self.source_collection != 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,3 +144,66 @@ class AliasChange:
     seq: int
     at: int
     actor: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunRow:
+    """A run: something outside that logs and uses versions. Nothing executes here."""
+
+    name: str
+    job_type: str
+    status: str
+    attrs: bytes
+    actor: str
+    started: int
+    ended: int
+    """0 = it has not ended"""
+    seq: int
+    deleted: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class UseRow:
+    """A run's declared use of a version."""
+
+    purpose: str
+    holder: str
+    state: str
+    """``active``, ``ended`` or ``cancelled``"""
+    since: int
+    ended: int
+    seq: int
+    actor: str = ""
+    ended_by: str = ""
+    """who cancelled it"""
+
+
+@dataclass(frozen=True, slots=True)
+class BatchRow:
+    """A version that several writers make together."""
+
+    type: str
+    state: str
+    """``open``, ``finished`` or ``aborted``"""
+    created: int
+    seq: int
+    expires: int
+    actor: str
+    collection: int = 0
+    number: int = -1
+    """of the version it became"""
+    asked: bytes = b""
+    reason: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PartRow:
+    """One part of it."""
+
+    root: bytes
+    size: int
+    file_count: int
+    pin: bytes
+    holder: str
+    at: int
+    seq: int

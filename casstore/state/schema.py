@@ -9,6 +9,7 @@ from casstore.format.rows import (
 )
 from casstore.model import (
     CheckpointRow,
+    UseRow,
     VersionRow,
     VersionState,
 )
@@ -31,6 +32,14 @@ PIN = "pin"
 POLICY = "policy"
 TXID = "txid"
 LOST = "lost"
+LINK = "link"
+REDIRECT = "redirect"
+RUN = "run"
+RUN_OUTPUT = "run_output"
+USE = "use"
+VERSION_USE = "version_use"
+BATCH = "batch"
+PART = "part"
 TABLES = (
     META,
     CHUNK,
@@ -49,6 +58,14 @@ TABLES = (
     POLICY,
     TXID,
     LOST,
+    LINK,
+    REDIRECT,
+    RUN,
+    RUN_OUTPUT,
+    USE,
+    VERSION_USE,
+    BATCH,
+    PART,
 )
 
 LOCAL = b"local/"
@@ -95,6 +112,49 @@ def checkpoint_of(tables: Tables) -> CheckpointRow | None:
 def version_key(collection: int, number: int) -> bytes:
     """Key of a version: collections apart, numbers in order."""
     return u64(collection) + u64(number)
+
+
+def run_key(run: str) -> bytes:
+    """Prefix of what belongs to a run. Ids hold no NUL."""
+    return run.encode() + b"\0"
+
+
+def use_key(run: str, collection: int, number: int) -> bytes:
+    """Key of a run's use of a version."""
+    return run_key(run) + version_key(collection, number)
+
+
+def batch_key(collection: str, batch: str) -> bytes:
+    """Key of a batch, and prefix of its parts."""
+    return collection.encode() + b"\0" + batch.encode() + b"\0"
+
+
+def links_to(tables: Tables, collection: int, number: int) -> list[tuple[int, int]]:
+    """The links to a version, purged ones included, as (collection, number)."""
+    prefix = version_key(collection, number)
+    found = (key[16:] for key, _ in tables.scan(LINK, prefix=prefix))
+    return [(int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")) for key in found]
+
+
+def uses_of(tables: Tables, collection: int, number: int) -> list[tuple[str, UseRow]]:
+    """The uses of a version, ended ones included, by run."""
+    found: list[tuple[str, UseRow]] = []
+    for key, _ in tables.scan(VERSION_USE, prefix=version_key(collection, number)):
+        run = key[16:].decode()
+        row = tables.get(USE, use_key(run, collection, number))
+        assert row is not None
+        found.append((run, decode_row(row, UseRow)))
+    return found
+
+
+def current_name(tables: Tables, collection: str) -> str:
+    """The name a collection has by now that may have been renamed."""
+    if tables.get(COLLECTION, collection.encode()) is None:
+        moved = tables.get(REDIRECT, collection.encode())
+        name = None if moved is None else tables.get(COLLECTION_NAME, moved)
+        if name is not None:
+            return name.decode()
+    return collection
 
 
 def alias_target(tables: Tables, collection: int, alias: str) -> int | None:

@@ -10,22 +10,31 @@ from casstore.format.rows import (
     encode_row,
 )
 from casstore.model import (
+    AbortParts,
     AddNode,
     AddPack,
     Applied,
     Checkpoint,
     Condemn,
+    DeleteRun,
     Drop,
     DropAlias,
+    EndUse,
     Erase,
+    FinishParts,
     GCRun,
+    Link,
     Pin,
     Protect,
     Purge,
     PurgeCollection,
+    PutCollection,
+    PutOutput,
+    PutRun,
     PutVersion,
     Quarantine,
     Record,
+    RenameCollection,
     RenewPin,
     Restore,
     RestoreCollection,
@@ -38,9 +47,13 @@ from casstore.model import (
     Transaction,
     Trash,
     TrashCollection,
+    Unlink,
     Unpin,
     Unpurge,
+    UpdateCollection,
     UpdateVersion,
+    UpsertPart,
+    UseVersion,
 )
 from casstore.overlay import Overlay, Tables
 from casstore.state.content import Void
@@ -114,6 +127,9 @@ class _Transition(CatalogueRules):
     def run(self, transaction: Transaction) -> tuple[int, ...]:
         numbers: list[int] = []
         for record in transaction.records:
+            if isinstance(record, FinishParts):
+                self._finish_parts(record, numbers[-1] if numbers else None)
+                continue
             number = self._record(record)
             if number is not None:
                 numbers.append(number)
@@ -175,4 +191,28 @@ class _Transition(CatalogueRules):
                 self._renew_pin(record)
             case SetPolicy():
                 self._set_policy(record)
+            case PutCollection():
+                self._put_new_collection(record)
+            case UpdateCollection():
+                self._update_collection(record)
+            case RenameCollection():
+                self._rename_collection(record)
+            case Link():
+                return self._link(record)
+            case Unlink():
+                self._unlink(record)
+            case UpsertPart():
+                self._upsert_part(record)
+            case AbortParts():
+                self._abort_parts(record)
+            case PutRun():
+                self._put_run(record)
+            case DeleteRun():
+                self._delete_run(record)
+            case PutOutput():
+                self._put_output(record)
+            case UseVersion():
+                self._use_version(record)
+            case EndUse():
+                self._end_one_use(record)
         return None
