@@ -20,7 +20,9 @@ if TYPE_CHECKING:
     from casstore.ageing import ExpiredVersion, ExpireReport, RetainedVersion, RetentionReport, TtlChange
     from casstore.artifact import Artifact
     from casstore.audit import DeletionRecord
-    from casstore.checkout import DownloadReport
+    from casstore.batch import BatchInfo, PartInfo
+    from casstore.bundle import ExportReport, ImportedVersion, ImportReport
+    from casstore.checkout import CheckoutReport, DownloadReport
     from casstore.checkpointing import CheckpointInfo
     from casstore.collection import Collection
     from casstore.comparing import Diff
@@ -45,12 +47,15 @@ if TYPE_CHECKING:
         FormatError,
         GCDisabledError,
         IntegrityError,
+        InUseError,
         InvalidInputError,
         InvalidMetadataError,
         InvalidNameError,
         InvalidPathError,
         InvalidSizeError,
+        LeaseLostError,
         LimitError,
+        LinkGuardError,
         NameTakenError,
         NotFoundError,
         ParentDeletedError,
@@ -66,21 +71,28 @@ if TYPE_CHECKING:
         TypeConflictError,
         UnsupportedFormatError,
         UnsupportedSchemeError,
+        UpsertConflictError,
+        UseCancelledError,
         VerificationError,
         VersionNotFoundError,
+        WaitTimeoutError,
     )
+    from casstore.events import Event
     from casstore.explain import Explanation, Holder, Impact, Keeper
     from casstore.gc import GCReport
     from casstore.gc.undo import UndoReport
     from casstore.inventory import CollectionInfo, CommitInfo, Usage
+    from casstore.lineage import Lineage, LineageEdge, LineageNode, RunRecord, UseRecord
     from casstore.model import INHERIT, Entry
     from casstore.pin import PinInfo
     from casstore.policy import Policy
     from casstore.quota import Forecast, Quota
+    from casstore.run import Run, Use
     from casstore.scrub import FsckReport
     from casstore.selection import Where
     from casstore.status import Status
     from casstore.store import Store
+    from casstore.submission import Submission
     from casstore.trash import TrashItem
     from casstore.version import Deletion, Version
 
@@ -93,9 +105,11 @@ __all__ = [
     "ArtifactFinalizedError",
     "ArtifactNotLoggedError",
     "BackendError",
+    "BatchInfo",
     "BulkDeletion",
     "CasstoreError",
     "Check",
+    "CheckoutReport",
     "CheckpointInfo",
     "ChunkMissingError",
     "ChunkerParams",
@@ -115,9 +129,11 @@ __all__ = [
     "Entry",
     "EntryNotFoundError",
     "Erasure",
+    "Event",
     "ExpireReport",
     "ExpiredVersion",
     "Explanation",
+    "ExportReport",
     "Forecast",
     "FormatError",
     "FsckReport",
@@ -126,6 +142,9 @@ __all__ = [
     "Holder",
     "INHERIT",
     "Impact",
+    "ImportReport",
+    "ImportedVersion",
+    "InUseError",
     "IntegrityError",
     "InvalidInputError",
     "InvalidMetadataError",
@@ -133,10 +152,16 @@ __all__ = [
     "InvalidPathError",
     "InvalidSizeError",
     "Keeper",
+    "LeaseLostError",
     "LimitError",
+    "Lineage",
+    "LineageEdge",
+    "LineageNode",
+    "LinkGuardError",
     "NameTakenError",
     "NotFoundError",
     "ParentDeletedError",
+    "PartInfo",
     "PathConflictError",
     "PinInfo",
     "Plan",
@@ -148,6 +173,8 @@ __all__ = [
     "RefusedError",
     "RetainedVersion",
     "RetentionReport",
+    "Run",
+    "RunRecord",
     "Runtime",
     "Settings",
     "StaleBaseError",
@@ -156,6 +183,7 @@ __all__ = [
     "StoreBusyError",
     "StoreConfig",
     "StoreNotFoundError",
+    "Submission",
     "TransientBackendError",
     "TrashItem",
     "TtlChange",
@@ -163,17 +191,24 @@ __all__ = [
     "UndoReport",
     "UnsupportedFormatError",
     "UnsupportedSchemeError",
+    "UpsertConflictError",
     "Usage",
+    "Use",
+    "UseCancelledError",
+    "UseRecord",
     "VerificationError",
     "Version",
     "VersionNotFoundError",
+    "WaitTimeoutError",
     "Where",
 ]
 
 _HOMES = {
     "Artifact": "artifact",
+    "BatchInfo": "batch",
     "BulkDeletion": "deletion",
     "Check": "doctor",
+    "CheckoutReport": "checkout",
     "CheckpointInfo": "checkpointing",
     "ChunkerParams": "config",
     "Collection": "collection",
@@ -187,31 +222,44 @@ _HOMES = {
     "DownloadReport": "checkout",
     "Entry": "model",
     "Erasure": "erasure",
+    "Event": "events",
     "ExpireReport": "ageing",
     "ExpiredVersion": "ageing",
     "Explanation": "explain",
+    "ExportReport": "bundle",
     "Forecast": "quota",
     "FsckReport": "scrub",
     "GCReport": "gc",
     "Holder": "explain",
     "INHERIT": "model",
     "Impact": "explain",
+    "ImportReport": "bundle",
+    "ImportedVersion": "bundle",
     "Keeper": "explain",
+    "Lineage": "lineage",
+    "LineageEdge": "lineage",
+    "LineageNode": "lineage",
+    "PartInfo": "batch",
     "PinInfo": "pin",
     "Plan": "deletion",
     "Policy": "policy",
     "Quota": "quota",
     "RetainedVersion": "ageing",
     "RetentionReport": "ageing",
+    "Run": "run",
+    "RunRecord": "lineage",
     "Runtime": "config",
     "Settings": "config",
     "Status": "status",
     "Store": "store",
     "StoreConfig": "config",
+    "Submission": "submission",
     "TrashItem": "trash",
     "TtlChange": "ageing",
     "UndoReport": "gc.undo",
     "Usage": "inventory",
+    "Use": "run",
+    "UseRecord": "lineage",
     "Version": "version",
     "Where": "selection",
 }

@@ -12,7 +12,8 @@ from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
 from casstore import expiry
-from casstore.catalogue import Found, collection_of, find_collection, wrong_state
+from casstore.authority import STORE, ask, questions
+from casstore.catalogue import Found, collection_of, find_collection, full_name, source_of, wrong_state
 from casstore.config import from_micros, to_micros
 from casstore.engine import Engine
 from casstore.errors import ConfirmationRequired, InvalidInputError, RefusedError
@@ -37,7 +38,7 @@ from casstore.overlay import Overlay, Tables
 from casstore.policy import purge_time
 from casstore.retention import Candidate, Rules, judge
 from casstore.state import COLLECTION, POLICY, alias_target, head_of
-from casstore.view import version_at, versions
+from casstore.view import version_at, versions, with_links
 
 AGEING_RULES = frozenset({"default_ttl", "no_ttl_types", "protected_aliases"})
 """policy values whose change can make versions expire"""
@@ -187,14 +188,19 @@ def set_ttl(engine: Engine, found: Found, ttl: timedelta | Inherit | None, *, al
     `VersionNotFoundError` if it is in the trash; `InvalidInputError`.
     """
     seconds = ttl_seconds(ttl)
-    _authorize(engine, "set-ttl", found.label)
+    ask(engine.runtime, [("set-ttl", found.label)])
 
     def build(tables: Tables) -> Sequence[Record]:
         version = version_at(tables, found.collection.id, found.version.number)
         assert version is not None
         collection = collection_of(tables, version)
+        source = source_of(tables, version)
         if version.state is not VersionState.COMMITTED:
-            raise wrong_state(Found(found.name, collection, version))
+            raise wrong_state(Found(found.name, collection, version), source)
+        if source is not None:
+            raise InvalidInputError(
+                f"{found.label} is a link: it ends with its source", hint=f"set it on {source.label}"
+            )
         terms = expiry.terms_in_force(tables)
         check_type_has_ttl(terms, version.type, seconds)
         moment = expiry.expires(terms, collection, replace(version, ttl=seconds))
@@ -208,13 +214,7 @@ def set_ttl(engine: Engine, found: Found, ttl: timedelta | Inherit | None, *, al
             return ()
         return (SetTtl(collection.name, version.number, seconds, engine.runtime.actor),)
 
-    engine.commit(build)
-
-
-def _authorize(engine: Engine, action: str, target: str) -> None:
-    """Ask whoever embeds the store. Raises `RefusedError`."""
-    if not engine.runtime.authorize(engine.runtime.actor, action, target):
-        raise RefusedError(f"{engine.runtime.actor} may not {action} {target}", hint="ask who runs the store")
+    engine.commit(build, asked=True)
 
 
 def check_type_has_ttl(terms: Terms, kind: str, seconds: int) -> None:
@@ -246,8 +246,6 @@ def set_default_ttl(
     Raises `ConfirmationRequired` if versions expire by it at once and ``confirm`` is not their number.
     """
     seconds = ttl_seconds(ttl)
-    if not dry_run:
-        _authorize(engine, "set-default-ttl", "the store" if collection is None else collection.short)
     if collection is None:
         if ttl is INHERIT:
             raise InvalidInputError("the store's ttl has nothing to inherit from", hint="a timedelta, or None: never")
@@ -256,6 +254,8 @@ def set_default_ttl(
     else:
         records = (SetCollectionTtl(str(collection), seconds, engine.runtime.actor),)
         change = _collection_change(collection, seconds)
+    if not dry_run:
+        ask(engine.runtime, questions(records))
     expiring = _change(engine, records, change, dry_run=dry_run, confirm=confirm)
     label = None if collection is None else collection.short
     return TtlChange(ttl, label, dry_run, tuple(p.label for p in expiring), _bytes_of(engine, expiring))
@@ -266,11 +266,10 @@ def set_policy(engine: Engine, values: dict[str, object], *, confirm: int | None
 
     Raises `ConfirmationRequired` if versions expire by it at once and ``confirm`` is not their number.
     """
-    if "default_ttl" in values:
-        _authorize(engine, "set-default-ttl", "the store")
     records = policy_record(values, engine.runtime.actor)
+    ask(engine.runtime, questions(records))
     if AGEING_RULES.isdisjoint(values):
-        engine.commit(lambda _: records)
+        engine.commit(lambda _: records, asked=True)
     else:
         _change(engine, records, _policy_change(values), dry_run=False, confirm=confirm)
 
@@ -325,7 +324,7 @@ def _change(
         with engine.foresee(build):
             pass
     else:
-        engine.commit(build)
+        engine.commit(build, asked=True)
     return expiring
 
 
@@ -334,14 +333,14 @@ def _swept(tables: Tables) -> list[Past]:
 
 
 def _bytes_of(engine: Engine, items: Sequence[Past]) -> int:
-    return _exclusive(engine, [p.version.root for p in items])
+    return _exclusive(engine, [p.version for p in items])
 
 
-def _exclusive(engine: Engine, roots: Sequence[bytes]) -> int:
-    if not roots:
+def _exclusive(engine: Engine, rows: Sequence[VersionRow]) -> int:
+    if not rows:
         return 0
     with engine.view.read() as tables:
-        return garbage(tables, roots).stored
+        return garbage(tables, [row.root for row in with_links(tables, rows)]).stored
 
 
 # --- the sweep -----------------------------------------------------------------------------------
@@ -356,7 +355,7 @@ def expire(engine: Engine, now: datetime | None, *, dry_run: bool) -> ExpireRepo
     if now is not None and (not isinstance(now, datetime) or now.tzinfo is None):
         raise InvalidInputError(f"now={now!r} is not an aware datetime")
     if not dry_run:
-        _authorize(engine, "expire", "the store")
+        ask(engine.runtime, [("expire", STORE)])
     found: list[tuple[Sweep, list[ExpiredVersion], list[ExpiredVersion]]] = []
     before = engine.view.refresh()
     run = GCRun(engine.runtime.random_bytes(8), engine.runtime.actor, before.seq)
@@ -376,7 +375,7 @@ def expire(engine: Engine, now: datetime | None, *, dry_run: bool) -> ExpireRepo
         with engine.foresee(build):
             pass
     else:
-        engine.commit(build)
+        engine.commit(build, asked=True)
     ((sweep, swept, held),) = found
     purge_at = None
     if swept:
@@ -408,16 +407,18 @@ def retain(
     """Move the versions of a collection that no rule keeps to the trash, in one commit.
 
     Whatever the rules: ``latest`` stays, and what is protected, and unless ``delete_aliases`` what has an alias.
-    Versions past their time to live are neither counted nor taken. Raises `CollectionNotFoundError`.
+    Versions past their time to live and links are neither counted nor taken; a version that is linked stays. Raises
+    `CollectionNotFoundError`.
     """
     if not dry_run:
-        _authorize(engine, "retain", name.short)
+        ask(engine.runtime, [("retain", name.short)])
     plan: list[tuple[RetainedVersion, VersionRow]] = []
     purge_at = 0
 
     def build(tables: Tables) -> Sequence[Record]:
-        nonlocal purge_at
+        nonlocal name, purge_at
         collection = find_collection(tables, name)
+        name = full_name(collection)
         terms = expiry.terms_in_force(tables)
         purge_at = purge_time(tables)
         plan[:] = _judged(tables, terms, name, collection, rules, delete_aliases=delete_aliases)
@@ -433,8 +434,8 @@ def retain(
         with engine.foresee(build):
             pass
     else:
-        engine.commit(build)
-    removed = [row.root for version, row in plan if not version.reasons]
+        engine.commit(build, asked=True)
+    removed = [row for version, row in plan if not version.reasons]
     with engine.view.read() as tables:
         due = expiry.wall_time(engine, tables, purge_at)
     return RetentionReport(
@@ -460,7 +461,7 @@ def _judged(
     rows = {
         row.number: row
         for row in versions(tables, collection.id, states=(VersionState.COMMITTED,))
-        if not expiry.is_gone(tables, terms, collection, row)
+        if not row.is_link and not expiry.is_gone(tables, terms, collection, row)
     }
     on_latest = alias_target(tables, collection.id, LATEST)
     latest = expiry.resolve_latest(tables, terms, collection, on_latest)

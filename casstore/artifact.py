@@ -9,7 +9,6 @@ from __future__ import annotations
 import codecs
 import io
 import os
-import tempfile
 import warnings
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -18,17 +17,15 @@ from dataclasses import replace
 from datetime import timedelta
 from typing import IO, BinaryIO, Protocol
 
-from casstore.digest import Buffer
 from casstore.errors import (
     ArtifactFinalizedError,
-    BackendError,
-    CasstoreError,
     EntryNotFoundError,
     InvalidInputError,
     PathConflictError,
 )
 from casstore.model import INHERIT, Entry, EntryKind, Inherit, JsonMap
 from casstore.names import (
+    canonical_attrs,
     canonical_metadata,
     check_description,
     check_name,
@@ -37,24 +34,29 @@ from casstore.names import (
     is_text,
     ttl_seconds,
 )
+from casstore.reference import ALLOW, MAX_OBJECTS, TIMEOUT, Access, last_part, resolve, scheme_of, shown
 from casstore.sources import (
+    COPY_BYTES,
+    EMPTY,
     EmptyDirectory,
     Globs,
     Link,
     LocalFile,
+    Referred,
     Scan,
     Source,
+    Spool,
     Spooled,
     Taken,
     ancestors,
+    attrs_of,
     local_file,
-    open_local,
+    same_bytes,
+    shape_of,
     source_path,
+    spooled,
 )
 
-SPOOL_BYTES = 1024 * 1024
-"""smaller streams stay in memory"""
-COPY_BYTES = 1024 * 1024
 SYMLINKS = ("error", "skip", "follow", "store")
 NEW_FILE_MODES = ("x", "w", "xb", "wb", "xt", "wt")
 
@@ -187,38 +189,60 @@ class Artifact:
         skip_cache: bool | None = None,  # noqa: FBT001
         policy: str = "mutable",
         overwrite: bool = False,  # noqa: FBT001, FBT002
+        *,
+        trust_mtime: bool = True,
+        attrs: JsonMap | None = None,
     ) -> Entry:
         """Add a regular file; its path in the artifact is ``name``, or its own last part.
 
         The file is read when the artifact is logged and must not change until then. Adding the same content at
         the same path again does nothing; other content raises `PathConflictError` without ``overwrite``.
-        Raises `InvalidInputError` if it is not a regular file, `InvalidPathError`.
+        If the store has its content, and size, mtime, ctime and inode tell that it is as a log on this host has read
+        it, it is not read again (`casstore.statcache`) unless ``trust_mtime=False``.
+        ``attrs``: a JSON object of at most 4 KiB kept with the entry (`Entry.attrs`). It is part of the version's
+        digest: other attrs, another version. Raises `InvalidInputError` if it is not a regular file,
+        `InvalidPathError`, `InvalidMetadataError`.
         """
         _warn_ignored(is_tmp=is_tmp, skip_cache=skip_cache)
         if policy not in {"mutable", "immutable"}:
             raise InvalidInputError(f"policy {policy!r} is not valid", hint="mutable or immutable")
         local = source_path(local_path)
-        source = local_file(local)
+        source = replace(local_file(local), trusted=trust_mtime, attrs_json=canonical_attrs(attrs))
         path = check_path(os.path.basename(local.rstrip("/")) if name is None else name)
         self._insert({path: source}, overwrite=overwrite)
         return self._entry(path)
 
-    def add_bytes(self, data: bytes | bytearray | memoryview, name: str, overwrite: bool = False) -> Entry:  # noqa: FBT001, FBT002
-        """Add some bytes under a path. Errors as `add_file`."""
+    def add_bytes(
+        self,
+        data: bytes | bytearray | memoryview,
+        name: str,
+        overwrite: bool = False,  # noqa: FBT001, FBT002
+        *,
+        attrs: JsonMap | None = None,
+    ) -> Entry:
+        """Add some bytes under a path. ``attrs`` and errors as `add_file`."""
         if not isinstance(data, bytes | bytearray | memoryview):
             raise InvalidInputError(f"add_bytes needs bytes, not {type(data).__name__}")
-        return self.add_stream(io.BytesIO(bytes(data)), name, overwrite)
+        return self.add_stream(io.BytesIO(bytes(data)), name, overwrite, attrs=attrs)
 
-    def add_stream(self, fileobj: BinaryIO | IO[bytes], name: str, overwrite: bool = False) -> Entry:  # noqa: FBT001, FBT002
-        """Add what a binary file object holds from here on; it is read now. Errors as `add_file`.
+    def add_stream(
+        self,
+        fileobj: BinaryIO | IO[bytes],
+        name: str,
+        overwrite: bool = False,  # noqa: FBT001, FBT002
+        *,
+        attrs: JsonMap | None = None,
+    ) -> Entry:
+        """Add what a binary file object holds from here on; it is read now. ``attrs`` and errors as `add_file`.
 
         What its ``read`` raises passes through; nothing is added then.
         """
         path = check_path(name)
+        attrs_json = canonical_attrs(attrs)
         self._check_open()
         if not callable(getattr(fileobj, "read", None)):
             raise InvalidInputError(f"add_stream needs a binary file object, not {type(fileobj).__name__}")
-        spool = _Spool()
+        spool = Spool()
         while True:
             block: object = fileobj.read(COPY_BYTES)
             if not isinstance(block, bytes | bytearray | memoryview):
@@ -227,15 +251,19 @@ class Artifact:
             if not block:
                 break
             spool.write(block)
-        self._insert({path: _spooled(spool)}, overwrite=overwrite)
+        self._insert({path: spooled(spool, attrs_json)}, overwrite=overwrite)
         return self._entry(path)
 
     @contextmanager
-    def new_file(self, name: str, mode: str = "x", encoding: str | None = None) -> Iterator[IO[str] | IO[bytes]]:
+    def new_file(
+        self, name: str, mode: str = "x", encoding: str | None = None, *, attrs: JsonMap | None = None
+    ) -> Iterator[IO[str] | IO[bytes]]:
         """A file to write into; it is added when the block ends, and not at all if the block raises.
 
-        Modes ``x`` and ``w``, with ``b`` for bytes: ``x`` refuses a path that exists, ``w`` replaces it.
+        Modes ``x`` and ``w``, with ``b`` for bytes: ``x`` refuses a path that exists, ``w`` replaces it. ``attrs`` as
+        `add_file`.
         """
+        attrs_json = canonical_attrs(attrs)
         if mode not in NEW_FILE_MODES:
             raise InvalidInputError(f"mode {mode!r} is not valid", hint="x, w, xb or wb")
         path = check_path(name)
@@ -243,7 +271,7 @@ class Artifact:
         if "x" in mode and self._has(path):
             raise PathConflictError(f"{path!r} is in the artifact already", hint="use mode w to replace it")
         self._check_place(path)
-        spool = _Spool()
+        spool = Spool()
         if "b" in mode:
             if encoding is not None:
                 raise InvalidInputError("a binary file has no encoding")
@@ -253,7 +281,7 @@ class Artifact:
             yield text
             text.flush()
             text.detach()
-        self._insert({path: _spooled(spool)}, overwrite="w" in mode)
+        self._insert({path: spooled(spool, attrs_json)}, overwrite="w" in mode)
 
     def add_dir(
         self,
@@ -269,6 +297,7 @@ class Artifact:
         allow_outside: bool = False,
         skip_cache: bool | None = None,
         policy: str = "mutable",
+        trust_mtime: bool = True,
     ) -> None:
         """Add a directory tree, at the artifact's root or below ``name``. All of it or nothing.
 
@@ -276,7 +305,8 @@ class Artifact:
         and never removes anything. ``symlinks``: ``error`` (listing them), ``skip``, ``follow`` (inside the
         tree only, unless ``allow_outside``), or ``store`` as links. ``include`` and ``exclude`` are globs over
         the relative path; a glob without ``/`` also matches any single part. Anything that is not a file, a
-        directory or a link raises `InvalidInputError`.
+        directory or a link raises `InvalidInputError`. The marker of a checkout at the top is left out.
+        ``trust_mtime``: as `add_file`, of each file.
         """
         _warn_ignored(skip_cache=skip_cache)
         if symlinks not in SYMLINKS:
@@ -293,18 +323,80 @@ class Artifact:
         found: dict[str, Source] = {}
         for relative, source in scan.run(keep_empty_dirs=keep_empty_dirs):
             kept = source
-            if isinstance(kept, LocalFile) and not keep_mode:
-                kept = replace(kept, mode=None)
+            if isinstance(kept, LocalFile) and not (keep_mode and trust_mtime):
+                kept = replace(kept, mode=kept.mode if keep_mode else None, trusted=trust_mtime)
             found[check_path(prefix + relative)] = kept
         self._insert(found, overwrite=merge)
 
-    def add_entry(self, entry: Entry, name: str | None = None, overwrite: bool = False) -> Entry:  # noqa: FBT001, FBT002
-        """Take over an entry of a logged version of the same store, sharing its chunks. Errors as `add_file`."""
+    def add_entry(
+        self,
+        entry: Entry,
+        name: str | None = None,
+        overwrite: bool = False,  # noqa: FBT001, FBT002
+        *,
+        attrs: JsonMap | None = None,
+    ) -> Entry:
+        """Take over an entry of a logged version of the same store, sharing its chunks. Errors as `add_file`.
+
+        Its attrs stay, unless others are given.
+        """
         if entry.reader is None:
             raise InvalidInputError(f"{entry.path!r} is not an entry of a logged version")
         path = check_path(entry.path if name is None else name)
-        self._insert({path: Taken(replace(entry, path=path))}, overwrite=overwrite)
+        attrs_json = entry.attrs_json if attrs is None else canonical_attrs(attrs)
+        self._insert({path: Taken(replace(entry, path=path, attrs_json=attrs_json))}, overwrite=overwrite)
         return self._entry(path)
+
+    def add_reference(
+        self,
+        uri: str | Entry,
+        name: str | None = None,
+        checksum: bool = True,  # noqa: FBT001, FBT002 - W&B's signature
+        max_objects: int | None = MAX_OBJECTS,
+        *,
+        overwrite: bool = False,
+        allow_opaque: bool = False,
+        on_private_address: str = ALLOW,
+        timeout: float = TIMEOUT,
+        attrs: JsonMap | None = None,
+    ) -> list[Entry]:
+        """Record where content is, and how to tell that it is still the same; its bytes are not stored.
+
+        ``file:///…``: size and digest of the content, read now; a directory gives one entry for each file in it, at
+        the root or below ``name``. ``http(s)://``: the size and the ETag that the server gives; an entry without ETag
+        or with a weak one is ``volatile``. Other schemes need a handler (`casstore.reference.register`, entry points
+        ``casstore.references``), or ``allow_opaque=True``, which records the URI unseen. Without ``checksum`` nothing
+        is read: one ``unverified`` entry for the URI, also for a directory. An `Entry` of a logged version: as
+        `add_entry`. Without ``name`` the last part of the URI's path. All of it or nothing.
+
+        ``on_private_address="error"`` refuses hosts with an address that is not public, for URIs that others gave;
+        ``timeout``: seconds without an answer. Raises `InvalidInputError` (also for what would store a secret: a user
+        or password, a signed URL), `LimitError` for more than ``max_objects``, `UnsupportedSchemeError`,
+        `ReferenceMissingError`, `RefusedError`, `BackendError`, and as `add_file`.
+        """
+        self._check_open()
+        limit = MAX_OBJECTS if max_objects is None else max_objects
+        access = Access(on_private_address=on_private_address, timeout=timeout)
+        if isinstance(uri, Entry):
+            return [self.add_entry(uri, name, overwrite, attrs=attrs)]
+        attrs_json = canonical_attrs(attrs)
+        below = None if name is None else check_path(name.removesuffix("/") if isinstance(name, str) else name)
+        items = resolve(uri, checksum=checksum, limit=limit, allow_opaque=allow_opaque, access=access)
+        found: dict[str, Source] = {}
+        for item in items:
+            if item.name:
+                inner = check_path(item.name)
+                path = inner if below is None else f"{below}/{inner}"
+            else:
+                path = last_part(uri) if below is None else below
+            if not path:
+                raise InvalidInputError(f"{shown(uri)} gives no name for the reference", hint="name=")
+            entry = Entry(check_path(path), EntryKind.REFERENCE, item.size, pointer=item.pointer, attrs_json=attrs_json)
+            if path in found:
+                raise PathConflictError(f"two objects at {shown(uri)} have the name {path!r}")
+            found[path] = Referred(entry)
+        self._insert(found, overwrite=overwrite)
+        return [self._entry(path) for path in found]
 
     def _insert(self, found: dict[str, Source], *, overwrite: bool) -> None:
         """Add sources if all of them can be; the one place where a draft grows."""
@@ -313,7 +405,7 @@ class Artifact:
         filled: dict[str, None] = {}
         directories: Counter[str] = Counter()
         for path, source in found.items():
-            if _shape(source) == _EMPTY and self._is_directory(path):
+            if shape_of(source) == EMPTY and self._is_directory(path):
                 continue  # it is there, and not empty
             filled.update(dict.fromkeys(self._check_place(path, directories, found)))
             directories.update(ancestors(path))
@@ -322,6 +414,9 @@ class Artifact:
                     raise PathConflictError(
                         f"{path!r} is in the artifact already, with other content", hint="overwrite=True or merge=True"
                     )
+                there = self._sources.get(path)
+                if isinstance(source, LocalFile) and isinstance(there, LocalFile) and not source.trusted:
+                    self._sources[path] = replace(there, trusted=False)
                 continue
             new[path] = source
         for path in filled:
@@ -340,8 +435,8 @@ class Artifact:
             raise PathConflictError(f"{path!r} is a directory in the artifact")
         filled: list[str] = []
         for parent in ancestors(path):
-            shapes = [_shape(found) for found in ((beside or {}).get(parent), self._at(parent)) if found is not None]
-            if any(shape != _EMPTY for shape in shapes):
+            shapes = [shape_of(found) for found in ((beside or {}).get(parent), self._at(parent)) if found is not None]
+            if any(shape != EMPTY for shape in shapes):
                 raise PathConflictError(f"{parent!r} is a file in the artifact, so {path!r} cannot be below it")
             if shapes:
                 filled.append(parent)
@@ -385,8 +480,10 @@ class Artifact:
             return False
         if there == source:
             return True
-        ours, theirs = _shape(there), _shape(source)
-        return ours == theirs if ours or theirs else _same_bytes(there, source)
+        if attrs_of(there) != attrs_of(source):
+            return False
+        ours, theirs = shape_of(there), shape_of(source)
+        return ours == theirs if ours or theirs else same_bytes(there, source)
 
     def _check_open(self) -> None:
         if self._finalized:
@@ -421,7 +518,7 @@ class Artifact:
         if self._base is not None:
             found.update(entry.path for entry in self._base.walk(name + "/") if entry.path not in self._removed)
         there = self._at(name)
-        if there is not None and (not directory or _shape(there) == _EMPTY):
+        if there is not None and (not directory or shape_of(there) == EMPTY):
             found.add(name)
         return found
 
@@ -472,14 +569,14 @@ class Artifact:
         source = self._sources[path]
         match source:
             case LocalFile():
-                return Entry(path, size=source.signature.size, mode=source.mode)
+                return Entry(path, size=source.signature.size, mode=source.mode, attrs_json=source.attrs_json)
             case Spooled():
-                return Entry(path, size=source.size)
+                return Entry(path, size=source.size, attrs_json=source.attrs_json)
             case Link():
                 return Entry(path, EntryKind.LINK, target=source.target)
             case EmptyDirectory():
                 return Entry(path, EntryKind.DIRECTORY)
-            case Taken():
+            case Taken() | Referred():
                 return source.entry
 
     # --- for ingest
@@ -504,42 +601,13 @@ def draft_base(artifact: Artifact) -> tuple[Base | None, str | None]:
     return artifact._base, artifact._project  # noqa: SLF001
 
 
-_EMPTY = ("directory",)
-
-
-def _shape(source: Source) -> tuple[str, ...]:
-    """What a link or an empty directory is; nothing for a file."""
-    match source:
-        case Link(target):
-            return ("link", target)
-        case EmptyDirectory():
-            return _EMPTY
-        case Taken(entry) if entry.kind is EntryKind.LINK:
-            return ("link", entry.target or "")
-        case Taken(entry) if entry.kind is EntryKind.DIRECTORY:
-            return _EMPTY
-        case _:
-            return ()
-
-
-def _same_bytes(there: Source, source: Source) -> bool:
-    """True if two files have the same content. A file that changed after it was added is not the same."""
-    try:
-        ours = _open_source(there)
-    except InvalidInputError:
-        return False
-    with ours, _open_source(source) as theirs:
-        try:
-            while True:
-                a, b = ours.read(COPY_BYTES), theirs.read(COPY_BYTES)
-                if a != b:
-                    return False
-                if not a:
-                    return True
-        except OSError as error:
-            if isinstance(error, CasstoreError):
-                raise
-            raise InvalidInputError(f"cannot read {source!r:.200}: {error.strerror}") from None
+def referred_files(artifact: Artifact) -> Iterator[str]:
+    """URIs of local files that a draft refers to, without those of its base."""
+    for source in artifact._sources.values():  # noqa: SLF001
+        if isinstance(source, Referred | Taken) and source.entry.uri is not None:
+            uri = source.entry.uri
+            if scheme_of(uri) == "file":
+                yield uri
 
 
 def foreign_path(artifact: Artifact, store: str) -> str | None:
@@ -553,69 +621,11 @@ def foreign_path(artifact: Artifact, store: str) -> str | None:
     return None
 
 
-def _open_source(source: Source) -> BinaryIO:
-    match source:
-        case LocalFile():
-            return open_local(source)
-        case Spooled():
-            source.file.seek(0)
-            return io.BytesIO(source.file.read()) if source.size <= SPOOL_BYTES else _View(source)
-        case Taken():
-            return source.entry.open()
-        case _:
-            raise AssertionError(source)
-
-
-class _View(io.RawIOBase, BinaryIO):
-    """Reads a spooled file without owning it."""
-
-    def __init__(self, source: Spooled) -> None:
-        self._file = source.file
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        return self._file.read(size)
-
-
 def _encoding(name: str | None) -> str:
     try:
         return codecs.lookup(name or "utf-8").name
     except LookupError:
         raise InvalidInputError(f"encoding {name!r} is not known") from None
-
-
-class _Spool(tempfile.SpooledTemporaryFile[bytes]):
-    """A file without a name, in memory while it is short. Belongs to a draft for as long as that lives.
-
-    Closing it in a ``new_file`` block only says that it is complete.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(max_size=SPOOL_BYTES)
-
-    def write(self, data: Buffer, /) -> int:  # type: ignore[override]  # typeshed has overloads of bytes and Buffer
-        """Append. Raises `BackendError` if the disk of temporary files is full."""
-        try:
-            return super().write(data)
-        except OSError as error:
-            failure = BackendError(
-                f"cannot write a temporary file: {error.strerror}", hint="set TMPDIR to another disk"
-            )
-            failure.errno = error.errno
-            raise failure from None
-
-    def close(self) -> None:
-        """Nothing: the draft still needs it."""
-
-    def __del__(self) -> None:
-        super().close()
-
-
-def _spooled(spool: IO[bytes]) -> Spooled:
-    spool.flush()
-    return Spooled(spool, spool.seek(0, os.SEEK_END))
 
 
 def _warn_ignored(**options: object) -> None:
@@ -624,4 +634,4 @@ def _warn_ignored(**options: object) -> None:
             warnings.warn(f"{name}= has no effect in casstore", DeprecationWarning, stacklevel=3)
 
 
-__all__ = ["Artifact", "Base", "draft_base", "draft_of", "foreign_path"]
+__all__ = ["Artifact", "Base", "draft_base", "draft_of", "foreign_path", "referred_files"]

@@ -8,10 +8,12 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 
+from casstore.catalogue import LEASE_OVER
 from casstore.config import from_micros
 from casstore.engine import Engine
 from casstore.errors import InvalidInputError
 from casstore.model import (
+    AbortParts,
     Condemn,
     Drop,
     Erase,
@@ -26,6 +28,7 @@ from casstore.model import (
     Transaction,
     Trash,
     TrashCollection,
+    Unlink,
     Unpurge,
 )
 from casstore.names import CollectionName
@@ -38,11 +41,11 @@ BY_USER = "user"
 class DeletionRecord:
     """One thing that was done to versions or bytes. Versions of one commit done to alike are one record.
 
-    ``action``: ``trash``, ``restore``, ``purge``, ``undo`` (purged versions put back into the trash),
-    ``trash-collection``, ``restore-collection``, ``purge-collection``, ``erase`` (``refs`` are digests then) or ``gc``,
-    one for each run of the collector, with its ``totals``: empty if it did not come to its end. ``by``: what rule,
-    ``user`` if none. ``run_id``: the run it was part of. ``freed_bytes``: stored bytes deleted by a run; nothing
-    else frees bytes at once.
+    ``action``: ``trash``, ``restore``, ``purge``, ``unlink``, ``undo`` (purged versions put back into the trash),
+    ``trash-collection``, ``restore-collection``, ``purge-collection``, ``erase`` (``refs`` are digests then), ``abort``
+    (``refs`` are batches of distributed writers: collection and id) or ``gc``, one for each run of the collector, with
+    its ``totals``: empty if it did not come to its end. ``by``: what rule, ``user`` if none. ``run_id``: the run it was
+    part of. ``freed_bytes``: stored bytes deleted by a run; nothing else frees bytes at once.
     """
 
     action: str
@@ -167,6 +170,8 @@ def _read(engine: Engine, record: Record) -> tuple[_Kind, list[str]] | None:
         case Purge():
             by = BY_USER if record.force else "trash_days"
             return ("purge", record.actor, "", by), [_version(record.collection, record.number)]
+        case Unlink():
+            return ("unlink", record.actor, "", BY_USER), [_version(record.collection, record.number)]
         case Unpurge():
             return ("undo", record.actor, "", BY_USER), [_version(record.collection, record.number)]
         case TrashCollection():
@@ -176,6 +181,9 @@ def _read(engine: Engine, record: Record) -> tuple[_Kind, list[str]] | None:
         case PurgeCollection():
             by = BY_USER if record.force else "trash_days"
             return ("purge-collection", record.actor, "", by), [_name(record.collection)]
+        case AbortParts():
+            by = "lease" if record.reason == LEASE_OVER else BY_USER
+            return ("abort", record.actor, record.reason, by), [f"{_name(record.collection)} {record.batch}"]
         case Erase():
             digests = [str(engine.digest(digest)) for digest in record.digests]
             return ("erase", record.actor, record.reason, BY_USER), digests

@@ -12,19 +12,17 @@ from casstore.config import from_micros
 from casstore.digest import Digest
 from casstore.engine import Engine
 from casstore.errors import (
-    AliasGuardError,
     CollectionNotFoundError,
     InvalidInputError,
     NotFoundError,
-    ParentDeletedError,
     ProtectedError,
     StaleBaseError,
-    TypeConflictError,
     VersionNotFoundError,
 )
-from casstore.expiry import Terms, highest_visible, is_gone, resolve_latest, revived, terms_in_force, terms_now
+from casstore.expiry import Terms, highest_visible, is_gone, resolve_latest, terms_in_force, terms_now
 from casstore.format.rows import decode_row, u64
 from casstore.model import (
+    AbortParts,
     AliasChange,
     CollectionRow,
     DropAlias,
@@ -33,9 +31,7 @@ from casstore.model import (
     Purge,
     PurgeCollection,
     Record,
-    Restore,
     SetAlias,
-    Trash,
     Unpin,
     UpdateVersion,
     VersionRow,
@@ -43,18 +39,24 @@ from casstore.model import (
 )
 from casstore.names import LATEST, CollectionName, Reference, check_aliases, parse_reference
 from casstore.overlay import Tables
+from casstore.selection import Matcher, Where
 from casstore.state import ALIAS, ANY, BY_SOURCE, PIN, alias_target, aliases_of, current_name, head_of
 from casstore.view import (
     alias_changes,
     collection_name,
     collection_named,
     collections,
+    open_batches,
+    parts_of,
     trashed,
     version_at,
     versions,
+    with_links,
     with_root,
 )
 
+LEASE_OVER = "its lease is over"
+"""why a batch is aborted that nobody finished in time"""
 SIMILAR = 3
 SCANNED_NAMES = 1000
 
@@ -71,6 +73,39 @@ class Found:
     def label(self) -> str:
         """``name:vN``, with as little namespace as it needs."""
         return f"{self.name.short}:v{self.version.number}"
+
+
+def found_of(tables: Tables, version: VersionRow) -> Found:
+    """A version with the collection it is in, in any state."""
+    row = collection_of(tables, version)
+    return Found(full_name(row), row, version)
+
+
+def source_of(tables: Tables, version: VersionRow) -> Found | None:
+    """What a version is a link to; None if it is none."""
+    if not version.is_link:
+        return None
+    row = version_at(tables, version.source_collection, version.source_number)
+    assert row is not None
+    return found_of(tables, row)
+
+
+def labelled(tables: Tables, version: VersionRow) -> VersionRow:
+    """A version with its labels: a link has those of its source."""
+    source = source_of(tables, version)
+    if source is None:
+        return version
+    said = source.version
+    return replace(
+        version,
+        description=said.description,
+        metadata=said.metadata,
+        tags=said.tags,
+        base=said.base,
+        run=said.run,
+        attrs=said.attrs,
+        updated=max(version.updated, said.updated),
+    )
 
 
 def full_name(row: CollectionRow) -> CollectionName:
@@ -97,6 +132,13 @@ def find_collection(tables: Tables, name: CollectionName, *, hidden: bool = Fals
     return row
 
 
+def matcher(tables: Tables, where: Where, now: int) -> Matcher:
+    """A predicate at a moment of the safe clock. A name its collection had means that collection."""
+    if where.collection is not None:
+        where = replace(where, collection=current_name(tables, str(CollectionName.parse(where.collection))))
+    return Matcher(where, now)
+
+
 def shown_collection(tables: Tables, identifier: int) -> CollectionRow:
     """A collection by its id, whatever its name is now. Raises `CollectionNotFoundError` if it is in the trash."""
     return find_collection(tables, CollectionName.parse(collection_name(tables, identifier)))
@@ -121,7 +163,7 @@ def find(
     if terms is not None and is_gone(tables, terms, collection, version):
         raise _expired(Found(name, collection, version))
     if version.state not in states:
-        raise wrong_state(Found(name, collection, version))
+        raise wrong_state(Found(name, collection, version), source_of(tables, version))
     return Found(name, collection, version)
 
 
@@ -158,8 +200,10 @@ def _near(tables: Tables, collection: CollectionRow, reference: Reference, terms
     return f"did you mean {', '.join(f'{name}:{alias}' for alias in near)}?" if near else f"casstore ls {name}"
 
 
-def wrong_state(found: Found) -> VersionNotFoundError:
-    """What to raise for a version that is not in the state it is wanted in."""
+def wrong_state(found: Found, source: Found | None = None) -> VersionNotFoundError:
+    """What to raise for a version that is not in the state it is wanted in; ``source``: what it is a link to."""
+    if source is not None and found.version.state is not VersionState.COMMITTED:
+        return _no_link(found, source)
     if found.version.state is VersionState.TRASHED and found.collection.state is VersionState.TRASHED:
         name = found.name.short
         return VersionNotFoundError(
@@ -170,6 +214,30 @@ def wrong_state(found: Found) -> VersionNotFoundError:
     if found.version.state is VersionState.PURGED:
         return VersionNotFoundError(f"{found.label} was purged", hint="it cannot be restored")
     return VersionNotFoundError(f"{found.label} is not in the trash", hint=f"casstore rm {found.label}")
+
+
+def _no_link(found: Found, source: Found) -> VersionNotFoundError:
+    if found.version.state is VersionState.TRASHED and found.collection.state is VersionState.TRASHED:
+        hint = f"casstore trash restore {found.name.short}"
+        return VersionNotFoundError(f"the link {found.label} is in the trash with its collection", hint=hint)
+    if source.version.state is VersionState.TRASHED:
+        return VersionNotFoundError(
+            f"{found.label} is a link, and its source {source.label} is in the trash", hint=way_back(source)
+        )
+    if source.version.state is VersionState.PURGED:
+        return VersionNotFoundError(
+            f"{found.label} was a link, and its source {source.label} was purged", hint="it cannot be restored"
+        )
+    return VersionNotFoundError(
+        f"{found.label} was a link to {source.label}, and was taken away",
+        hint=f"casstore link {source.label} {found.name.short} makes another",
+    )
+
+
+def way_back(found: Found) -> str:
+    """The command that brings a version back from the trash."""
+    hidden = found.collection.state is VersionState.TRASHED
+    return f"casstore trash restore {found.name.short if hidden else found.label}"
 
 
 def _expired(found: Found) -> VersionNotFoundError:
@@ -212,7 +280,7 @@ def set_alias(engine: Engine, found: Found, alias: str, *, if_on: str | None, ac
     expect = ANY if if_on is None else _expected(if_on)
 
     def build(tables: Tables) -> Sequence[Record]:
-        live = _still(tables, found)
+        live = still_there(tables, found)
         current = alias_target(tables, live.collection.id, alias)
         if expect not in {ANY, -1 if current is None else current}:
             where = "absent" if current is None else f"on v{current}"
@@ -239,7 +307,7 @@ def drop_alias(engine: Engine, found: Found, alias: str, *, missing_ok: bool, ac
     """Take an alias off a version. Raises `NotFoundError` if it is not on it, unless ``missing_ok``."""
 
     def build(tables: Tables) -> Sequence[Record]:
-        live = _still(tables, found)
+        live = still_there(tables, found)
         if alias_target(tables, live.collection.id, alias) != live.version.number:
             if missing_ok:
                 return ()
@@ -253,7 +321,7 @@ def replace_aliases(engine: Engine, found: Found, aliases: Sequence[str], actor:
     """Make these the aliases of a version, ``latest`` aside, in one step."""
 
     def build(tables: Tables) -> Sequence[Record]:
-        live = _still(tables, found)
+        live = still_there(tables, found)
         held = aliases_of(tables, live.collection.id, live.version.number)
         gone = [a for a in held if a not in aliases and a != LATEST]
         new = [a for a in aliases if a not in held]
@@ -277,13 +345,13 @@ def update_labels(
     """Change the labels of a version; ``metadata`` maps the stored JSON to the new one, at commit."""
 
     def build(tables: Tables) -> Sequence[Record]:
-        live = _still(tables, found)
+        live = still_there(tables, found)
         return (
             UpdateVersion(
                 live.collection.name,
                 found.version.number,
                 description,
-                None if metadata is None else metadata(live.version.metadata),
+                None if metadata is None else metadata(labelled(tables, live.version).metadata),
                 None if tags is None else tuple(tags),
             ),
         )
@@ -291,13 +359,14 @@ def update_labels(
     engine.commit(build)
 
 
-def _still(tables: Tables, found: Found) -> Found:
+def still_there(tables: Tables, found: Found) -> Found:
+    """A version as it is on a state, for readers. Raises `VersionNotFoundError`."""
     version = version_at(tables, found.collection.id, found.version.number)
     assert version is not None
     collection = collection_of(tables, version)
     now = Found(full_name(collection), collection, version)
     if version.state is not VersionState.COMMITTED:
-        raise wrong_state(now)
+        raise wrong_state(now, source_of(tables, version))
     if is_gone(tables, terms_in_force(tables), collection, version):
         raise _expired(now)
     return now
@@ -313,38 +382,9 @@ def history(engine: Engine, name: CollectionName, alias: str | None) -> list[Ali
 # --- trash ---------------------------------------------------------------------------------------
 
 
-def move_to_trash(engine: Engine, found: Found, *, delete_aliases: bool, reason: str, actor: str) -> bool:
-    """Trash a version; False if it is in the trash already.
-
-    Raises `ProtectedError`, `AliasGuardError`, `VersionNotFoundError`.
-    """
-    already = False
-
-    def build(tables: Tables) -> Sequence[Record]:
-        nonlocal already
-        version = version_at(tables, found.collection.id, found.version.number)
-        assert version is not None
-        already = version.state is VersionState.TRASHED
-        if already:
-            return ()
-        if version.state is VersionState.PURGED:
-            raise wrong_state(Found(found.name, found.collection, version))
-        held = aliases_of(tables, version.collection, version.number)
-        collection = collection_of(tables, version)
-        why = protection(collection, version, held, protected_aliases(tables))
-        if why:
-            raise refusal(collection, version, why)
-        aliases = tuple(a for a in held if a != LATEST)
-        if aliases and not delete_aliases:
-            raise AliasGuardError(
-                f"{found.label} has the aliases {', '.join(aliases)}",
-                aliases=aliases,
-                hint="delete_aliases=True, or casstore rm --delete-aliases",
-            )
-        return (Trash(collection.name, version.number, policy.purge_time(tables), aliases, reason, actor),)
-
-    engine.commit(build)
-    return not already
+def place_of(version: VersionRow) -> tuple[int, int]:
+    """Collection and number of a version: its key."""
+    return version.collection, version.number
 
 
 def collection_of(tables: Tables, version: VersionRow) -> CollectionRow:
@@ -391,7 +431,7 @@ def protect(engine: Engine, found: Found, reason: str, actor: str) -> None:
     """Protect a version from deletion; reason "" lifts that. Raises `VersionNotFoundError`."""
 
     def build(tables: Tables) -> Sequence[Record]:
-        live = _still(tables, found)
+        live = still_there(tables, found)
         if live.version.protected == reason:
             return ()
         return (Protect(live.collection.name, live.version.number, reason, actor),)
@@ -409,90 +449,74 @@ def protect_collection(engine: Engine, identifier: int, reason: str, actor: str)
     engine.commit(build)
 
 
-def restore(engine: Engine, found: Found, actor: str) -> tuple[str, ...]:
-    """Bring a version back from the trash; returns the aliases it could not have back.
-
-    Raises `ParentDeletedError` if its collection is in the trash, `VersionNotFoundError` if it is not.
-    """
-    lost: tuple[str, ...] = ()
-
-    def build(tables: Tables) -> Sequence[Record]:
-        nonlocal lost
-        version = _in_trash(tables, found)
-        collection = collection_of(tables, version)
-        name = found.name.short
-        if collection.state is VersionState.COMMITTED and collection.type != version.type:
-            raise TypeConflictError(
-                f"{found.label} cannot be restored: {name} was purged, and has type {collection.type!r} by now",
-                hint=f"casstore rm --collection {name}",
-            )
-        if collection.state is not VersionState.COMMITTED:
-            raise ParentDeletedError(
-                f"{found.label} cannot be restored: its collection is in the trash",
-                hint=f"casstore trash restore {name}",
-            )
-        lost = tuple(a for a in version.trash_aliases if alias_target(tables, version.collection, a) is not None)
-        back = replace(version, ttl=0 if version.trashed_by == "ttl" else version.ttl)
-        return (
-            Restore(collection.name, version.number, version.trash_seq, actor),
-            *revived(terms_in_force(tables), full_name(collection), collection, back, actor),
-        )
-
-    engine.commit(build)
-    return lost
-
-
 def purge(engine: Engine, found: Found, actor: str) -> None:
     """Drop a trashed version for good, whatever its date."""
 
     def build(tables: Tables) -> Sequence[Record]:
-        version = _in_trash(tables, found)
-        name = collection_name(tables, version.collection)
-        return (Purge(name, version.number, version.trash_seq, force=True, actor=actor),)
+        return purges(tables, [in_trash(tables, found)], actor, force=True)
 
     engine.commit(build)
 
 
-def _in_trash(tables: Tables, found: Found) -> VersionRow:
+def purges(tables: Tables, rows: Sequence[VersionRow], actor: str, *, force: bool) -> list[Purge]:
+    """The records that purge some trashed versions. A link goes with its source: it has no record beside that's."""
+    going = {place_of(row) for row in rows}
+    return [
+        Purge(collection_name(tables, row.collection), row.number, row.trash_seq, force=force, actor=actor)
+        for row in rows
+        if (row.source_collection, row.source_number) not in going
+    ]
+
+
+def in_trash(tables: Tables, found: Found) -> VersionRow:
+    """A version as it is in the trash. Raises `VersionNotFoundError` if it is not there."""
     version = version_at(tables, found.collection.id, found.version.number)
     assert version is not None
     if version.state is not VersionState.TRASHED:
-        raise wrong_state(Found(found.name, found.collection, version))
+        now = found_of(tables, version)
+        raise wrong_state(now, source_of(tables, version))
     return version
 
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What time has come for: records, and the labels of the versions they purge."""
+    """What time has come for: records, and the labels of the versions they purge and the batches they abort."""
 
     records: tuple[Record, ...]
     versions: tuple[str, ...]
+    batches: tuple[str, ...]
 
 
 def due(tables: Tables, actor: str) -> Due:
-    """Trashed versions and collections whose date has come by the ratchet clock, and pins that expired."""
+    """Trashed versions and collections whose date has come by the ratchet clock; batches and pins that expired."""
     safe = head_of(tables).safe
-    records: list[Record] = []
-    labels: list[str] = []
-    waiting: set[int] = set()
-    for version in trashed(tables):
-        if version.purge_at > safe:
-            waiting.add(version.collection)
-            continue
-        if version.trashed_by == BY_SOURCE:
-            continue  # it goes with its source, whose date is the same
-        name = CollectionName.parse(collection_name(tables, version.collection))
-        records.append(Purge(str(name), version.number, version.trash_seq, force=False, actor=actor))
-        labels.append(f"{name.short}:v{version.number}")
+    rows = list(trashed(tables))
+    # A link goes with its source, whose date is the same.
+    chosen = [row for row in rows if row.purge_at <= safe and row.trashed_by != BY_SOURCE]
+    going = {place_of(row) for row in with_links(tables, chosen)}
+    waiting = {row.collection for row in rows if place_of(row) not in going}
+    records: list[Record] = [*purges(tables, chosen, actor, force=False)]
+    labels = [found_of(tables, row).label for row in chosen]
     for row in collections(tables):
         # A version that was trashed before it, for longer, keeps the name of its collection.
         if row.state is VersionState.TRASHED and row.purge_at <= safe and row.id not in waiting:
             records.append(PurgeCollection(row.name, row.trash_seq, force=False, actor=actor))
             labels.append(full_name(row).short)
-    for key, pin in tables.scan(PIN):
-        if decode_row(pin, PinRow).expires <= safe:
+    parts: set[bytes] = set()
+    aborted: list[str] = []
+    for batch in sorted(open_batches(tables), key=lambda row: (row.name, row.batch)):
+        # A batch ends as a whole, when the last of its pins may: each of them may have been renewed by itself.
+        keys = {part.pin for part in parts_of(tables, batch)}
+        parts |= keys
+        pins = (tables.get(PIN, key) for key in keys)
+        ends = [decode_row(pin, PinRow).expires for pin in pins if pin is not None]
+        if max([batch.expires, *ends]) <= safe:
+            records.append(AbortParts(batch.name, batch.batch, LEASE_OVER, actor))
+            aborted.append(f"{CollectionName.parse(batch.name).short} {batch.batch}")
+    for key, held in tables.scan(PIN):
+        if key not in parts and decode_row(held, PinRow).expires <= safe:
             records.append(Unpin(key))
-    return Due(tuple(records), tuple(labels))
+    return Due(tuple(records), tuple(labels), tuple(aborted))
 
 
 def wall_time(engine: Engine, moment: int) -> datetime:

@@ -70,7 +70,7 @@ def _renamed(removed: dict[str, Entry], added: dict[str, Entry]) -> list[tuple[s
     """Pair removed and added files of equal, non-empty content, in path order."""
     by_content: dict[object, list[str]] = {}
     for path in sorted(removed, key=str.encode, reverse=True):
-        if removed[path].size:
+        if removed[path].size or removed[path].pointer is not None:
             by_content.setdefault(_content(removed[path]), []).append(path)
     pairs = []
     for path in sorted(added, key=str.encode):
@@ -81,4 +81,4 @@ def _renamed(removed: dict[str, Entry], added: dict[str, Entry]) -> list[tuple[s
 
 
 def _content(entry: Entry) -> object:
-    return (entry.kind, entry.size, entry.chunks, entry.tree, entry.target)
+    return (entry.kind, entry.size, entry.chunks, entry.tree, entry.target, entry.pointer)

@@ -7,12 +7,16 @@ a `Runtime`.
 from __future__ import annotations
 
 import os
+import pwd
 import random
+import re
 import secrets
 import socket
 import time
+import warnings
 from collections.abc import Callable
 from concurrent.futures import Executor
+from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -27,6 +31,9 @@ MIB = 1024 * KIB
 GIB = 1024 * MIB
 
 ENV_PREFIX = "CASSTORE_"
+VARIABLES = ("ACTOR", "CACHE_DIR", "CHUNKER_KERNEL", "CRASH_AT", "GC_ENABLED", "URL")
+"""those that mean something"""
+_OF_TESTS = ("REQUIRE_", "STORM_")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,10 +101,22 @@ class Runtime:
     monotonic: Callable[[], float] = time.monotonic
     actor: str = field(default_factory=lambda: default_actor())
     writer: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    file_clock: Callable[[], int] = lambda: system_micros()
+    """the clock the times of local files are from, in microseconds since the epoch"""
+    file_system: Callable[[str], str] = lambda path: file_system_of(path)
+    """the type of the file system a local path is on; empty where the system does not tell"""
     executor: Callable[[int], Executor] | None = None
     """makes the pool of so many workers that a store uses; None: threads"""
     authorize: Callable[[str, str, str], bool] = lambda *_: True
-    """whether ``actor`` may do ``action`` to ``target``: ``set-ttl``, ``set-default-ttl``, ``expire``, ``retain``"""
+    """whether ``actor`` may do ``action`` to ``target``, asked of all that would change the store before it does
+    (`casstore.authority` lists the actions), in the thread that wants it and under no lock. It may read the store."""
+
+    def __post_init__(self) -> None:
+        for name in ("actor", "writer"):
+            text = getattr(self, name)
+            if not isinstance(text, str) or _readable(text) != text:
+                raise InvalidInputError(f"{name}={text!r:.200} is not a text")
+            object.__setattr__(self, name, str.__str__(text))  # not of a class of its own: the log takes none
 
     def now(self) -> int:
         """The clock in integer microseconds since the epoch."""
@@ -125,12 +144,29 @@ def system_micros() -> int:
 
 def default_actor() -> str:
     """Who acts, for the log: ``CASSTORE_ACTOR``, else the login name."""
-    return os.environ.get(ENV_PREFIX + "ACTOR") or os.environ.get("USER") or os.environ.get("LOGNAME") or "unknown"
+    names = (ENV_PREFIX + "ACTOR", "USER", "LOGNAME")
+    return _readable(next((text for name in names if (text := os.environ.get(name))), "unknown"))
+
+
+def _readable(text: str) -> str:
+    """A text from the environment, which may hold any bytes: what is no UTF-8 shows as that."""
+    return text.encode(errors="surrogatepass").decode(errors="replace")
 
 
 def environment(name: str) -> str | None:
     """A ``CASSTORE_*`` variable, or None when unset or empty."""
     return os.environ.get(ENV_PREFIX + name) or None
+
+
+def warn_of_unknown_variables(stacklevel: int) -> None:
+    """Warn of each ``CASSTORE_*`` variable that means nothing: one misspelt would be obeyed by nobody."""
+    for variable in sorted(os.environ):
+        name = variable.removeprefix(ENV_PREFIX)
+        if name == variable or name in VARIABLES or name.startswith(_OF_TESTS):
+            continue
+        known = ", ".join(ENV_PREFIX + other for other in VARIABLES)
+        said = f"the environment variable {_readable(variable)!r} means nothing to casstore, which knows {known}"
+        warnings.warn(said, stacklevel=stacklevel + 1)
 
 
 def environment_flag(name: str) -> bool | None:
@@ -158,6 +194,14 @@ def process_id() -> int:
     return os.getpid()
 
 
+def home_directories() -> tuple[str, ...]:
+    """Homes of the user: the one the environment names, and that of the account."""
+    found = [os.environ.get("HOME", "")]
+    with suppress(KeyError):  # an account that has only a number, as in containers
+        found.append(pwd.getpwuid(os.getuid()).pw_dir)
+    return tuple(dict.fromkeys(home for home in found if os.path.isabs(home)))
+
+
 def boot_id() -> str:
     """Changes when the operating system restarts; empty where the system does not tell."""
     try:
@@ -167,22 +211,30 @@ def boot_id() -> str:
 
 
 _NETWORK = ("nfs", "cifs", "smb", "9p", "ceph", "lustre", "gpfs", "fuse.")
+_OCTAL = re.compile(r"\\(0[0-7]{2}|1[0-7]{2})")
+"""how blanks in the name of a mount point are written"""
+
+
+def file_system_of(path: str | Path) -> str:
+    """The type of the file system a path is on, as Linux names it; empty where the system does not tell."""
+    best, kind = "", ""
+    try:
+        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="surrogateescape").splitlines()
+    except OSError:
+        return ""
+    target = os.path.realpath(path)
+    for line in mounts:
+        _, where, fstype, *_ = line.split(" ")
+        where = _OCTAL.sub(lambda match: chr(int(match[1], 8)), where)
+        inside = target == where or target.startswith(where.rstrip("/") + "/")
+        if inside and len(where) >= len(best):
+            best, kind = where, fstype
+    return kind
 
 
 def on_network(path: Path) -> bool:
     """True if a path is on a file system that LMDB must not be on (it needs coherent shared memory)."""
-    best, kind = "", ""
-    try:
-        mounts = Path("/proc/self/mounts").read_text(encoding="utf-8", errors="replace").splitlines()
-    except OSError:
-        return False
-    target = str(path.resolve())
-    for line in mounts:
-        _, where, fstype, *_ = line.split(" ")
-        inside = target == where or target.startswith(where.rstrip("/") + "/")
-        if inside and len(where) >= len(best):
-            best, kind = where, fstype
-    return kind.startswith(_NETWORK)
+    return file_system_of(path).startswith(_NETWORK)
 
 
 def cache_directory() -> Path:

@@ -15,6 +15,9 @@ from casstore.format.nodes import CHUNK_LIST, encode_chunk, encode_node
 from casstore.model import Entry, EntryKind
 from casstore.names import is_text
 from casstore.pin import LongRead
+from casstore.policy import in_force
+from casstore.policy import reference_access as access_by
+from casstore.reference import Access, open_verified
 from casstore.tree import chunk_list, find, walk
 
 READ_AHEAD = 64 * 1024
@@ -77,13 +80,21 @@ def windows(parts: Iterator[Piece], size: int = WINDOW) -> Iterator[list[Piece]]
 
 
 def read_range(engine: Engine, entry: Entry, offset: int = 0, length: int | None = None) -> bytes:
-    """Bytes of a file, each chunk verified. Raises `IntegrityError`, `InvalidInputError`."""
-    _check_file(entry)
+    """Bytes of a file, each chunk verified. Raises `IntegrityError`, `InvalidInputError`.
+
+    Of a reference: as `open_entry`.
+    """
+    if entry.kind is not EntryKind.REFERENCE:
+        _check_file(entry)
     if not isinstance(offset, int) or not (length is None or isinstance(length, int)):
         raise InvalidInputError(f"offset {offset!r} and length {length!r} must be whole numbers")
     if offset < 0 or (length is not None and length < 0):
         raise InvalidInputError("offset and length must not be negative")
-    end = entry.size if length is None else min(entry.size, offset + length)
+    if entry.kind is EntryKind.REFERENCE:
+        with open_verified(entry, reference_access(engine)) as file:
+            file.seek(offset)
+            return file.read(-1 if length is None else length)
+    end = entry.length if length is None else min(entry.length, offset + length)
     if offset >= end:
         return b""
     out = bytearray()
@@ -155,9 +166,22 @@ def below(engine: Engine, found: Found, path_prefix: str | None, failures: Failu
 
 
 def open_entry(engine: Engine, found: Found, entry: Entry) -> BinaryIO:
-    """A file of a version as a buffered file object. Raises `InvalidInputError` for anything but a file."""
+    """A file of a version as a buffered file object. Raises `InvalidInputError` for anything but a file.
+
+    A reference is read and proved first. Raises `ReferenceMissingError`, `ReferenceChangedError`, `BackendError`.
+    """
+    if entry.kind is EntryKind.REFERENCE:
+        with naming(found, entry.path):
+            return open_verified(entry, reference_access(engine))
     _check_file(entry)
     return io.BufferedReader(StoredFile(engine, found, entry), READ_AHEAD)
+
+
+def reference_access(engine: Engine) -> Access:
+    """What references may reach by the rules in force now, whoever set them."""
+    engine.view.refresh()
+    with engine.view.read() as tables:
+        return access_by(in_force(tables))
 
 
 def _check_file(entry: Entry) -> None:
@@ -188,7 +212,7 @@ class StoredFile(io.RawIOBase, BinaryIO):
         """Move; past the end is allowed and reads nothing there."""
         if self.closed:
             raise ValueError("I/O operation on closed file")
-        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._entry.size}.get(whence)
+        origin = {io.SEEK_SET: 0, io.SEEK_CUR: self._at, io.SEEK_END: self._entry.length}.get(whence)
         if origin is None or origin + offset < 0:
             raise InvalidInputError(f"cannot seek to {offset} from {whence}")
         self._at = origin + offset

@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import datetime
 
 from casstore import catalogue, expiry
-from casstore.catalogue import Found, full_name, protection, refusal
+from casstore.catalogue import Found, full_name, place_of, protection, refusal
 from casstore.config import from_micros
 from casstore.engine import Engine
 from casstore.errors import (
@@ -22,14 +22,15 @@ from casstore.errors import (
     StaleBaseError,
 )
 from casstore.gc.plan import footprint_of, garbage
+from casstore.linking import unlink_record
 from casstore.model import (
     CollectionRow,
-    Purge,
     PurgeCollection,
     Record,
     RestoreCollection,
     Trash,
     TrashCollection,
+    Unlink,
     VersionRow,
     VersionState,
 )
@@ -38,7 +39,17 @@ from casstore.overlay import Tables
 from casstore.policy import purge_time
 from casstore.selection import Matcher, Where
 from casstore.state import BY_COLLECTION, head_of
-from casstore.view import aliases, collection_named, collections, version_at, versions
+from casstore.trashing import Allowed, obstacle, trash_record, users
+from casstore.view import (
+    aliases,
+    collection_name,
+    collection_named,
+    collections,
+    links_of,
+    version_at,
+    versions,
+    with_links,
+)
 
 SHOWN = 5
 """names in a message"""
@@ -50,6 +61,8 @@ class BulkDeletion:
 
     ``skipped``: versions that were meant but stay, and why. ``exclusive_bytes``: stored bytes that only the versions in
     ``refs`` together keep: purge and collection free them; ``exclusive_plain_bytes``: the same before compression.
+    ``links``: those that went with their sources; ``unlinked``: links that were named, and are gone for good.
+    ``cancelled_uses``: runs that were using any of all these.
     """
 
     refs: tuple[str, ...]
@@ -58,6 +71,9 @@ class BulkDeletion:
     exclusive_plain_bytes: int
     trashed_at: datetime
     purge_at: datetime
+    links: tuple[str, ...] = ()
+    unlinked: tuple[str, ...] = ()
+    cancelled_uses: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """The deletion as JSON values."""
@@ -68,12 +84,18 @@ class BulkDeletion:
             "exclusive_plain_bytes": self.exclusive_plain_bytes,
             "trashed_at": self.trashed_at.isoformat(),
             "purge_at": self.purge_at.isoformat(),
+            "links": list(self.links),
+            "unlinked": list(self.unlinked),
+            "cancelled_uses": list(self.cancelled_uses),
         }
 
 
 @dataclass(frozen=True, slots=True)
 class CollectionDeletion:
-    """What trashing a collection did, or would do. ``versions``: how many went with it."""
+    """What trashing a collection did, or would do. ``versions``: how many went with it.
+
+    ``links``: those in other collections that went with their sources. ``cancelled_uses``: runs that were using any.
+    """
 
     ref: str
     versions: int
@@ -83,10 +105,18 @@ class CollectionDeletion:
     """stored bytes that only these versions keep: purge and collection free them"""
     shared_bytes: int
     already_in_trash: bool = False
+    links: tuple[str, ...] = ()
+    cancelled_uses: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, object]:
         """The deletion as JSON values."""
-        return {**asdict(self), "trashed_at": self.trashed_at.isoformat(), "purge_at": self.purge_at.isoformat()}
+        return {
+            **asdict(self),
+            "trashed_at": self.trashed_at.isoformat(),
+            "purge_at": self.purge_at.isoformat(),
+            "links": list(self.links),
+            "cancelled_uses": list(self.cancelled_uses),
+        }
 
 
 # --- many versions -------------------------------------------------------------------------------
@@ -94,12 +124,12 @@ class CollectionDeletion:
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Which versions are to go: those of a predicate, or some named ones, by collection and number."""
+    """Which versions are to go: those of a predicate, or some named ones, by id of the collection and number."""
 
     where: Where | None
-    named: tuple[tuple[CollectionName, int], ...]
+    named: tuple[tuple[int, int], ...]
     collection: CollectionName | None
-    delete_aliases: bool
+    allowed: Allowed
     reason: str
     actor: str
     now: int | None = None
@@ -110,12 +140,18 @@ class Request:
 class _Chosen:
     """What a request means on one state."""
 
-    records: tuple[Trash, ...]
+    records: tuple[Trash | Unlink, ...]
     roots: tuple[bytes, ...]
+    """what a purge lets go of, once for each hold"""
+    let_go: tuple[bytes, ...]
+    """what the links that are taken away let go of, at once"""
     refs: tuple[str, ...]
     skipped: tuple[tuple[str, str], ...]
     at: int
     purge_at: int
+    links: tuple[str, ...] = ()
+    unlinked: tuple[str, ...] = ()
+    cancelled: tuple[str, ...] = ()
 
 
 class Plan:
@@ -165,7 +201,7 @@ def request_for(
     refs: Sequence[str],
     *,
     collection: str | None,
-    delete_aliases: bool,
+    allowed: Allowed,
     reason: str,
 ) -> Request:
     """A checked request. References are resolved now. Raises `InvalidInputError`, `VersionNotFoundError`."""
@@ -177,15 +213,15 @@ def request_for(
     if name is not None and where is None:
         raise InvalidInputError("collection goes with a predicate", hint="where=Where(...)")
     engine.view.refresh()
-    named: dict[tuple[CollectionName, int], None] = {}
+    named: dict[tuple[int, int], None] = {}
     with engine.view.read() as tables:
         if name is not None:
             catalogue.find_collection(tables, name)
         for ref in refs:
             states = (VersionState.COMMITTED, VersionState.TRASHED)
             found = catalogue.find(tables, parse_reference(ref), states=states)
-            named[found.name, found.version.number] = None
-    return Request(where, tuple(named), name, delete_aliases, reason, engine.runtime.actor)
+            named[place_of(found.version)] = None
+    return Request(where, tuple(named), name, allowed, reason, engine.runtime.actor)
 
 
 def plan(engine: Engine, request: Request) -> Plan:
@@ -197,15 +233,16 @@ def plan(engine: Engine, request: Request) -> Plan:
         chosen = _choose(tables, request)
         # However long the plan lies around: versions do not become old enough for it meanwhile.
         fixed = replace(request, now=chosen.at)
-        foreseen = _outcome(tables, chosen, engine.runtime.now())
+        foreseen = _outcome(tables, chosen, engine.runtime.now(), chosen.let_go)
     return Plan(engine, fixed, chosen, foreseen)
 
 
 def delete(engine: Engine, request: Request) -> BulkDeletion:
     """Move versions to the trash, all in one commit.
 
-    Those of a predicate that are protected, or have aliases without ``delete_aliases``, are skipped and said; named
-    ones raise `ProtectedError`, `AliasGuardError`.
+    Those of a predicate that are protected, or have aliases, links or uses that are not allowed to go, are skipped and
+    said; links do not count among them at all. Named ones raise `ProtectedError`, `AliasGuardError`, `LinkGuardError`,
+    `InUseError`; named links are unlinked.
     """
     return _carry_out(engine, request, None)
 
@@ -223,13 +260,16 @@ def _carry_out(engine: Engine, request: Request, planned: _Chosen | None) -> Bul
     engine.commit(build)
     assert chosen is not None
     with engine.view.read() as tables:
-        row = _row_of(tables, chosen.records[0]) if chosen.records else None
+        row = _row_of(tables, chosen.records[-1]) if chosen.records else None
         # Nothing was to be done, or somebody has restored it already.
         return _outcome(tables, chosen, engine.runtime.now() if row is None or not row.trashed else row.trashed)
 
 
 def _check_same(planned: _Chosen, chosen: _Chosen) -> None:
-    before, now = (dict.fromkeys((*c.refs, *(f"{ref} ({why})" for ref, why in c.skipped))) for c in (planned, chosen))
+    before, now = (
+        dict.fromkeys((*c.refs, *c.unlinked, *c.links, *(f"{ref} ({why})" for ref, why in c.skipped)))
+        for c in (planned, chosen)
+    )
     if before == now:
         return
     moved = [ref for ref in (*before, *now) if (ref in before) != (ref in now)]
@@ -237,8 +277,8 @@ def _check_same(planned: _Chosen, chosen: _Chosen) -> None:
     raise StaleBaseError(f"the store has changed since the plan was made: {shown}", hint="make the plan again")
 
 
-def _outcome(tables: Tables, chosen: _Chosen, at: int) -> BulkDeletion:
-    freed = garbage(tables, chosen.roots)
+def _outcome(tables: Tables, chosen: _Chosen, at: int, beside: tuple[bytes, ...] = ()) -> BulkDeletion:
+    freed = garbage(tables, (*chosen.roots, *beside))
     return BulkDeletion(
         chosen.refs,
         chosen.skipped,
@@ -246,10 +286,13 @@ def _outcome(tables: Tables, chosen: _Chosen, at: int) -> BulkDeletion:
         freed.raw,
         from_micros(at),
         catalogue.wall_at(tables, chosen.purge_at),
+        chosen.links,
+        chosen.unlinked,
+        chosen.cancelled,
     )
 
 
-def _row_of(tables: Tables, record: Trash) -> VersionRow | None:
+def _row_of(tables: Tables, record: Trash | Unlink) -> VersionRow | None:
     collection = collection_named(tables, record.collection)
     return None if collection is None else version_at(tables, collection.id, record.number)
 
@@ -259,43 +302,64 @@ def _choose(tables: Tables, request: Request) -> _Chosen:
     safe = head_of(tables).safe
     purge_at = purge_time(tables)
     by_alias = catalogue.protected_aliases(tables)
-    records: list[Trash] = []
-    roots: list[bytes] = []
-    refs: list[str] = []
-    skipped: list[tuple[str, str]] = []
+    named = request.where is None
+    but = "; nothing was changed"
     if request.where is None:
         meant = _named(tables, request)
     else:
-        meant = _matching(tables, request, Matcher(request.where, safe if request.now is None else request.now))
-    for collection, members in meant:
-        name = full_name(collection)
-        for version, held in members:
-            label = f"{name.short}:v{version.number}"
-            if version.state is not VersionState.COMMITTED:
-                skipped.append((label, "is in the trash already"))
-                continue
-            named = tuple(alias for alias in held if alias != LATEST)
-            why = protection(collection, version, held, by_alias)
-            if why and request.where is None:
-                raise refusal(collection, version, why, "; nothing was changed")
-            if not why and named and not request.delete_aliases:
-                why = f"has the aliases {', '.join(named)}"
-                if request.where is None:
-                    raise AliasGuardError(
-                        f"{label} {why}; nothing was changed",
-                        aliases=named,
-                        hint="delete_aliases=True, or casstore rm --delete-aliases",
-                    )
-            if why:
-                skipped.append((label, why))
-                continue
-            records.append(Trash(collection.name, version.number, purge_at, named, request.reason, request.actor))
-            roots.append(version.root)
-            refs.append(label)
-    return _Chosen(tuple(records), tuple(roots), tuple(refs), tuple(skipped), safe, purge_at)
+        now = safe if request.now is None else request.now
+        meant = _matching(tables, request, catalogue.matcher(tables, request.where, now))
+    # Links first: one whose source goes, too, is not in its way.
+    unlinked = [found for found, _ in meant if found.version.is_link]
+    apart = {place_of(found.version) for found in unlinked}
+    cancelled: list[str] = []
+    records: list[Trash | Unlink] = []
+    for found in unlinked:
+        if found.version.state is not VersionState.COMMITTED:
+            raise catalogue.wrong_state(found, catalogue.source_of(tables, found.version))
+        record, runs = unlink_record(tables, found, request.actor, refuse_in_use=request.allowed.refuse_in_use, but=but)
+        records.append(record)
+        cancelled += runs
+    going: list[VersionRow] = []
+    links: list[VersionRow] = []
+    refs: list[str] = []
+    skipped: list[tuple[str, str]] = []
+    for found, held in meant:
+        version = found.version
+        if version.is_link:
+            continue
+        if version.state is not VersionState.COMMITTED:
+            skipped.append((found.label, "is in the trash already"))
+            continue
+        why = obstacle(tables, found, held, by_alias, request.allowed, apart)
+        if why is not None and named:
+            raise why.refusal(found, but)
+        if why is not None:
+            skipped.append((found.label, why.why))
+            continue
+        aliases = tuple(alias for alias in held if alias != LATEST)
+        records.append(trash_record(found, purge_at, aliases, request.allowed, request.reason, request.actor))
+        with_it = [row for row in links_of(tables, version) if place_of(row) not in apart]
+        going.append(version)
+        links += with_it
+        cancelled += users(tables, (version, *with_it))
+        refs.append(found.label)
+    return _Chosen(
+        tuple(records),
+        tuple(row.root for row in with_links(tables, going) if place_of(row) not in apart),
+        tuple(found.version.root for found in unlinked),
+        tuple(refs),
+        tuple(skipped),
+        safe,
+        purge_at,
+        tuple(catalogue.found_of(tables, row).label for row in links),
+        tuple(found.label for found in unlinked),
+        tuple(dict.fromkeys(cancelled)),
+    )
 
 
-_Members = list[tuple[CollectionRow, list[tuple[VersionRow, Sequence[str]]]]]
+_Members = list[tuple[Found, Sequence[str]]]
+"""versions and the aliases on them, by collection and number"""
 
 
 def _matching(tables: Tables, request: Request, matcher: Matcher) -> _Members:
@@ -307,33 +371,29 @@ def _matching(tables: Tables, request: Request, matcher: Matcher) -> _Members:
     for collection in meant:
         if not matcher.takes(collection):
             continue
+        name = full_name(collection)
         held = aliases_by_number(tables, collection.id)
-        members: list[tuple[VersionRow, Sequence[str]]] = [
-            (version, held.get(version.number, ()))
+        found += [
+            (Found(name, collection, version), held.get(version.number, ()))
             for version in versions(tables, collection.id, states=(VersionState.COMMITTED,))
-            if matcher.row(version) and matcher.aliases(held.get(version.number, ()))
+            if not version.is_link and matcher.row(version) and matcher.aliases(held.get(version.number, ()))
         ]
-        found.append((collection, members))
     return found
 
 
 def _named(tables: Tables, request: Request) -> _Members:
-    by_name: dict[CollectionName, list[int]] = {}
-    for name, number in request.named:
-        by_name.setdefault(name, []).append(number)
     found: _Members = []
-    for name in sorted(by_name, key=str):
-        collection = catalogue.find_collection(tables, name, hidden=True)
-        held = aliases_by_number(tables, collection.id)
-        members: list[tuple[VersionRow, Sequence[str]]] = []
-        for number in sorted(by_name[name]):
-            version = version_at(tables, collection.id, number)
-            assert version is not None
-            if version.state is VersionState.PURGED:
-                raise catalogue.wrong_state(Found(name, collection, version))
-            members.append((version, held.get(number, ())))
-        found.append((collection, members))
-    return found
+    held: dict[int, dict[int, tuple[str, ...]]] = {}
+    for identifier, number in request.named:
+        version = version_at(tables, identifier, number)
+        assert version is not None
+        now = catalogue.found_of(tables, version)
+        if version.state is VersionState.PURGED:
+            raise catalogue.wrong_state(now, catalogue.source_of(tables, version))
+        if identifier not in held:
+            held[identifier] = aliases_by_number(tables, identifier)
+        found.append((now, held[identifier].get(number, ())))
+    return sorted(found, key=lambda member: (member[0].collection.name, member[0].version.number))
 
 
 def aliases_by_number(tables: Tables, collection: int) -> dict[int, tuple[str, ...]]:
@@ -349,9 +409,9 @@ def aliases_by_number(tables: Tables, collection: int) -> dict[int, tuple[str, .
 
 def delete_collection(
     engine: Engine,
-    name: CollectionName,
+    identifier: int,
     *,
-    delete_aliases: bool,
+    allowed: Allowed,
     reason: str,
     confirm: str | None,
     dry_run: bool,
@@ -359,59 +419,83 @@ def delete_collection(
     """Move a collection with all its versions to the trash, as one unit.
 
     ``confirm``: its name, which also allows for aliases. Raises `ProtectedError` if it or any version is protected,
-    `AliasGuardError`, `ConfirmationRequired` for another name, `CollectionNotFoundError`.
+    `AliasGuardError`, `LinkGuardError`, `InUseError`, `ConfirmationRequired` for another name,
+    `CollectionNotFoundError`. Links in it go with it, whatever is allowed: their sources stay.
     """
-    if confirm is not None and confirm not in {name.short, str(name)}:
-        raise ConfirmationRequired(f"{confirm!r} is not {name.short!r}; nothing was changed", hint=f"confirm={name}")
     already = False
+    links: tuple[str, ...] = ()
+    cancelled: tuple[str, ...] = ()
 
     def build(tables: Tables) -> Sequence[Record]:
-        nonlocal already
+        nonlocal already, links, cancelled
+        name = CollectionName.parse(collection_name(tables, identifier))
+        if confirm is not None and confirm not in {name.short, str(name)}:
+            raise ConfirmationRequired(
+                f"{confirm!r} is not {name.short!r}; nothing was changed", hint=f"confirm={name}"
+            )
         row = catalogue.find_collection(tables, name, hidden=True)
         already = row.state is VersionState.TRASHED
         if already:
             return ()
         catalogue.find_collection(tables, name)
-        _check_collection(tables, row, free=delete_aliases or confirm is not None)
-        return (TrashCollection(str(name), purge_time(tables), reason, engine.runtime.actor),)
+        _check_collection(tables, row, replace(allowed, aliases=allowed.aliases or confirm is not None))
+        live = list(versions(tables, row.id, states=(VersionState.COMMITTED,)))
+        with_it = [link for version in live for link in links_of(tables, version)]
+        links = tuple(catalogue.found_of(tables, link).label for link in with_it)
+        cancelled = users(tables, (*live, *with_it))
+        record = TrashCollection(
+            row.name, purge_time(tables), reason, engine.runtime.actor, allowed.links, allowed.refuse_in_use
+        )
+        return (record,)
+
+    def outcome(tables: Tables) -> CollectionDeletion:
+        done = _collection_outcome(tables, identifier, already=already)
+        return replace(done, links=links, cancelled_uses=cancelled)
 
     if dry_run:
         with engine.foresee(build) as tables:
-            return _collection_outcome(tables, name, already=already)
+            return outcome(tables)
     engine.commit(build)
     with engine.view.read() as tables:
-        return _collection_outcome(tables, name, already=already)
+        return outcome(tables)
 
 
-def _check_collection(tables: Tables, row: CollectionRow, *, free: bool) -> None:
+def _check_collection(tables: Tables, row: CollectionRow, allowed: Allowed) -> None:
     name = full_name(row).short
     held = aliases_by_number(tables, row.id)
     by_alias = catalogue.protected_aliases(tables)
+    but = f", so {name} stays"
     if row.protected:
         raise ProtectedError(f"{name} is protected: {row.protected}", hint=f"casstore unprotect {name}")
-    for version in versions(tables, row.id, states=(VersionState.COMMITTED,)):
+    live = list(versions(tables, row.id, states=(VersionState.COMMITTED,)))
+    for version in live:
         why = protection(row, version, held.get(version.number, ()), by_alias)
         if why:
-            raise refusal(row, version, why, f", so {name} stays")
+            raise refusal(row, version, why, but)
     guards = sorted({alias for some in held.values() for alias in some} - {LATEST})
-    if guards and not free:
+    if guards and not allowed.aliases:
         shown = ", ".join(guards[:SHOWN]) + (", …" if len(guards) > SHOWN else "")
         raise AliasGuardError(
             f"versions of {name} have the aliases {shown}",
             aliases=guards,
             hint=f"delete_aliases=True or confirm={name!r}, or casstore rm --collection {name} --confirm {name}",
         )
+    for version in live:
+        found = Found(full_name(row), row, version)
+        obstructing = obstacle(tables, found, (), by_alias, allowed)
+        if obstructing is not None:
+            raise obstructing.refusal(found, but)
 
 
-def _collection_outcome(tables: Tables, name: CollectionName, *, already: bool) -> CollectionDeletion:
-    row = collection_named(tables, str(name))
+def _collection_outcome(tables: Tables, identifier: int, *, already: bool) -> CollectionDeletion:
+    row = collection_named(tables, collection_name(tables, identifier))
     assert row is not None
-    roots = [version.root for version in unit(tables, row)]
-    exclusive = garbage(tables, roots).stored
-    total = sum(footprint_of(tables, root) for root in dict.fromkeys(roots))
+    members = unit(tables, row)
+    exclusive = garbage(tables, [version.root for version in with_links(tables, members)]).stored
+    total = sum(footprint_of(tables, root) for root in dict.fromkeys(version.root for version in members))
     return CollectionDeletion(
-        name.short,
-        len(roots),
+        full_name(row).short,
+        len(members),
         from_micros(row.trashed),
         catalogue.wall_at(tables, row.purge_at),
         exclusive,
@@ -450,24 +534,24 @@ def restore_collection(engine: Engine, name: CollectionName) -> None:
         terms = expiry.terms_in_force(tables)
         actor = engine.runtime.actor
         return (
-            RestoreCollection(str(name), row.trash_seq, actor),
-            *(record for v in unit(tables, row) for record in expiry.revived(terms, name, row, v, actor)),
+            RestoreCollection(row.name, row.trash_seq, actor),
+            *(record for v in unit(tables, row) for record in expiry.revived(terms, full_name(row), row, v, actor)),
         )
 
     engine.commit(build)
 
 
-def purge_records(tables: Tables, row: CollectionRow, actor: str) -> list[Record]:
-    """What purges a trashed collection: each version of it that is in the trash, then itself."""
+def purge_records(
+    tables: Tables, rows: Sequence[CollectionRow], beside: Sequence[VersionRow], actor: str
+) -> list[Record]:
+    """What purges trashed collections, each version of them that is in the trash first; and some versions beside."""
+    within = [version for row in rows for version in versions(tables, row.id, states=(VersionState.TRASHED,))]
     return [
-        *(
-            Purge(row.name, version.number, version.trash_seq, force=True, actor=actor)
-            for version in versions(tables, row.id, states=(VersionState.TRASHED,))
-        ),
-        PurgeCollection(row.name, row.trash_seq, force=True, actor=actor),
+        *catalogue.purges(tables, [*within, *beside], actor, force=True),
+        *(PurgeCollection(row.name, row.trash_seq, force=True, actor=actor) for row in rows),
     ]
 
 
 def purge_collection(engine: Engine, name: CollectionName) -> None:
     """Drop a trashed collection for good, with all versions in the trash, in one commit; its name is free then."""
-    engine.commit(lambda tables: purge_records(tables, trashed_collection(tables, name), engine.runtime.actor))
+    engine.commit(lambda tables: purge_records(tables, [trashed_collection(tables, name)], (), engine.runtime.actor))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Self
+from typing import Protocol, Self
 
 import blake3
 import xxhash
@@ -75,6 +75,29 @@ def hash_function(algorithm: str) -> Callable[[Buffer], bytes]:
         raise InvalidInputError(
             f"unknown digest algorithm {algorithm!r}", hint=f"one of {', '.join(ALGORITHMS)}"
         ) from None
+
+
+class Hasher(Protocol):
+    """The digest of bytes that come in parts."""
+
+    def update(self, data: Buffer, /) -> object:
+        """Add the next bytes."""
+        ...
+
+    def digest(self) -> bytes:
+        """The digest of all bytes so far."""
+        ...
+
+
+def hasher(algorithm: str) -> Hasher:
+    """As `hash_function`, for bytes that come in parts."""
+    hash_function(algorithm)
+    makers: dict[str, Callable[[], Hasher]] = {
+        "blake3": blake3.blake3,
+        "sha256": hashlib.sha256,
+        "xxh3-128": xxhash.xxh3_128,
+    }
+    return makers[algorithm]()
 
 
 def digest_size(algorithm: str) -> int:

@@ -15,6 +15,8 @@ from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 
+from casstore import authority
+from casstore.authority import Question
 from casstore.backend import Backend
 from casstore.backend.hold import Hold, enter, sessions_of
 from casstore.backend.osops import OsOps
@@ -29,6 +31,7 @@ from casstore.errors import (
     CasstoreError,
     ConflictError,
     ReadOnlyError,
+    RefusedError,
     StoreBusyError,
 )
 from casstore.format.nodes import Node, decode_node
@@ -54,11 +57,27 @@ class Committed:
     numbers: tuple[int, ...]
 
 
+Observer = Callable[[int, int, Transaction], None]
+"""called with what took effect: the position of its segment, the time that claims, the transaction. Never raises"""
+
+
+class _Unanswered(Exception):
+    """A transaction is to be asked about first: outside of locks and snapshots, in the thread that wants it."""
+
+    def __init__(self, questions: Sequence[Question]) -> None:
+        super().__init__()
+        self.questions = questions
+
+
 @dataclass(slots=True)
 class _Request:
     build: Build
     packs_since: int | None
     txid: bytes
+    allowed: set[Question] | None
+    """what the answer to was yes so far; None: nobody need be asked"""
+    transaction: Transaction | None = None
+    at: int = 0
     done: bool = False
     result: Committed | None = None
     error: BaseException | None = None
@@ -88,6 +107,8 @@ class Engine:
         self.settings = settings
         self.ops = ops
         self.read_only = read_only
+        self.place: str | None = None
+        """the directory the store is in, if it is on a local file system"""
         self.codec = ZstdCodec(settings.zstd_level)
         self.hash = hash_function(config.digest)
         self.sessions = sessions_of(backend)
@@ -97,6 +118,8 @@ class Engine:
         self.reader = ChunkReader(
             backend, self.codec, self.hash, self.view.locate, self.view.refresh, self.executor, self._fate
         )
+        self.observers: list[Observer] = []
+        """who is told of the transactions of this handle, once they are durable"""
         self.abandoned: list[bytes] = []
         """pins whose holder went away without saying so; released by the next commit"""
         self._nodes: dict[bytes, Node] = {}
@@ -178,26 +201,47 @@ class Engine:
 
     # --- the commit path
 
-    def commit(self, build: Build, *, packs_since: int | None = None) -> Committed | None:
+    def commit(self, build: Build, *, packs_since: int | None = None, asked: bool = False) -> Committed | None:
         """Commit the records that ``build`` makes of the state at the head. Durable on return.
 
         ``build`` runs on a snapshot that stands exactly where the segment will, and again whenever another
         writer came first; it must not do I/O. It may raise, which commits nothing, or return no records, in
         which case the result is None. ``packs_since`` is the position known when the oldest pack it adds was
-        uploaded. Requests of several threads may share a segment, each a transaction of its own.
+        uploaded. Requests of several threads may share a segment, each a transaction of its own. Whoever embeds the
+        store is asked first whether the records may be (`authority`), unless ``asked``: that was done, or nobody but
+        the store itself wants them.
 
-        Raises `ConflictError` if the log voided the transaction, `StoreBusyError` after too many lost races,
-        `BackendError` when the outcome could not be made durable.
+        Raises `RefusedError` if they may not, `ConflictError` if the log voided the transaction, `StoreBusyError` after
+        too many lost races, `BackendError` when the outcome could not be made durable.
         """
-        return self.commit_all([build], packs_since=packs_since)[0]
+        return self.commit_all([build], packs_since=packs_since, asked=asked)[0]
 
-    def commit_all(self, builds: Sequence[Build], *, packs_since: int | None = None) -> list[Committed | None]:
+    def commit_all(
+        self, builds: Sequence[Build], *, packs_since: int | None = None, asked: bool = False
+    ) -> list[Committed | None]:
         """`commit` for several transactions at once, in one segment; each stands or falls alone.
 
         The first error of any of them is raised when all are done.
         """
         self.check_writable()
-        requests = [_Request(build, packs_since, self.runtime.random_bytes(16)) for build in builds]
+        free = asked or authority.is_open(self.runtime)
+        requests = [
+            _Request(build, packs_since, self.runtime.random_bytes(16), None if free else set()) for build in builds
+        ]
+        waiting = requests
+        while waiting:
+            self._carry_out(waiting)
+            waiting = [request for request in waiting if self._answer(request)]
+        self._tell(requests)
+        for request in requests:
+            if request.error is not None:
+                raise request.error
+        if any(request.result is None for request in requests):
+            # Nothing had to be done because of what is in the log: that is what is acknowledged.
+            self._make_durable(self.view.head().seq)
+        return [request.result for request in requests]
+
+    def _carry_out(self, requests: Sequence[_Request]) -> None:
         with self._queue_lock:
             self._queue.extend(requests)
         with self._commit_lock:
@@ -206,13 +250,27 @@ class Engine:
                 with self._queue_lock:
                     group, self._queue = self._queue[:GROUP], self._queue[GROUP:]
                 self._commit_group(group)
-        for request in requests:
-            if request.error is not None:
-                raise request.error
-        if any(request.result is None for request in requests):
-            # Nothing had to be done because of what is in the log: that is what is acknowledged.
-            self._make_durable(self.view.head().seq)
-        return [request.result for request in requests]
+
+    def _answer(self, request: _Request) -> bool:
+        """Ask what a request waits for; True if it can go on by that."""
+        if not isinstance(request.error, _Unanswered) or request.allowed is None:
+            return False
+        questions = request.error.questions
+        try:
+            authority.ask(self.runtime, questions)
+        except RefusedError as error:
+            request.error = error
+            return False
+        request.allowed.update(questions)
+        request.error, request.done = None, False
+        return True
+
+    def _tell(self, requests: Sequence[_Request]) -> None:
+        """Tell who listens what took effect, in the thread that wanted it and outside of every lock."""
+        for request in requests if self.observers else ():
+            if request.result is not None and request.transaction is not None:
+                for observer in tuple(self.observers):
+                    observer(request.result.seq, request.at, request.transaction)
 
     def _make_durable(self, seq: int) -> None:
         """Make segments up to a position durable: they can be seen before their author has synced their names."""
@@ -280,6 +338,10 @@ class Engine:
                     if not records:
                         request.finish()
                         continue
+                    if request.allowed is not None:
+                        unanswered = [q for q in authority.questions(records) if q not in request.allowed]
+                        if unanswered:
+                            raise _Unanswered(unanswered)
                     transaction = Transaction(request.txid, records)
                     void = apply_transaction(overlay, segment, transaction).void
                     if void:
@@ -289,6 +351,7 @@ class Engine:
                     continue
                 transactions.append(transaction)
                 pending.append(request)
+                request.transaction, request.at = transaction, segment.claimed
         return replace(segment, transactions=tuple(transactions)), pending
 
     def _ahead(self, tables: Tables, since: int | None) -> tuple[Overlay, Segment]:

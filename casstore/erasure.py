@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, field
 from datetime import datetime
 
 from casstore import catalogue, explain
+from casstore.authority import STORE, ask
 from casstore.backend import TEMPORARY, ObjectInfo
 from casstore.catalogue import Found, full_name
 from casstore.config import from_micros
@@ -113,7 +114,8 @@ def erase(
     `ConfirmationRequired` unless ``confirm`` is the digest of the content, `RefusedError` if more than one version
     would break and ``all_versions`` is not set, `NotFoundError`, `StoreBusyError` while others are at work.
     """
-    if not check_description(reason).strip():
+    reason = check_description(reason)
+    if not reason.strip():
         raise InvalidInputError("an erasure needs a reason, for the record", hint="reason='request 17 of …'")
     if dry_run:
         _, report = _foresee(engine, subject, reason, keep)
@@ -124,6 +126,7 @@ def erase(
         digests, report = _foresee(engine, subject, reason, keep)
         report.dry_run = False
         _check_agreed(report, confirm, all_versions=all_versions)
+        ask(engine.runtime, [("erase", STORE), ("gc", STORE)])
         run = GCRun(engine.runtime.random_bytes(8), engine.runtime.actor, engine.view.head().seq)
         _give_up(engine, digests, reason, run)
         row = engine.view.lost(next(iter(digests)))

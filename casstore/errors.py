@@ -13,9 +13,10 @@
     │                                                TypeConflictError
     ├── ReadOnlyError (PermissionError)         12
     ├── ConflictError                           13   StaleBaseError, UpsertConflictError,
-    │                                                LeaseLostError, UseCancelledError, StoreBusyError
-    ├── RefusedError                            14   AliasGuardError, ProtectedError, InUseError,
-    │                                                ParentDeletedError, GCDisabledError,
+    │                                                LeaseLostError, UseCancelledError, StoreBusyError,
+    │                                                WaitTimeoutError (TimeoutError)
+    ├── RefusedError                            14   AliasGuardError, LinkGuardError, ProtectedError,
+    │                                                InUseError, ParentDeletedError, GCDisabledError,
     │                                                QuotaExceededError, ConfirmationRequired,
     │                                                ArtifactFinalizedError, ArtifactNotLoggedError
     ├── IntegrityError                          20   ChunkMissingError, DigestMismatchError,
@@ -224,6 +225,13 @@ class StoreBusyError(ConflictError):
     code = "store-busy"
 
 
+class WaitTimeoutError(ConflictError, TimeoutError):
+    """What was waited for goes on."""
+
+    code = "wait-timeout"
+    advice = "wait again"
+
+
 class RefusedError(CasstoreError):
     """A rule says no; ``hint`` names the override."""
 
@@ -242,6 +250,16 @@ class AliasGuardError(RefusedError):
         self.aliases = tuple(aliases)
 
 
+class LinkGuardError(RefusedError):
+    """There are links to the version (``.links``)."""
+
+    code = "link-guard"
+
+    def __init__(self, message: str, *, links: Sequence[str] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.links = tuple(links)
+
+
 class ProtectedError(RefusedError):
     """The version is protected."""
 
@@ -249,9 +267,13 @@ class ProtectedError(RefusedError):
 
 
 class InUseError(RefusedError):
-    """The version is in use."""
+    """The version is in use (``.runs``: ids)."""
 
     code = "in-use"
+
+    def __init__(self, message: str, *, runs: Sequence[str] = (), hint: str = "") -> None:
+        super().__init__(message, hint=hint)
+        self.runs = tuple(runs)
 
 
 class ParentDeletedError(RefusedError):

@@ -18,8 +18,8 @@ from casstore.model import CollectionRow, GCRun, Record, SetTtl, Trash, VersionR
 from casstore.names import LATEST, CollectionName
 from casstore.overlay import Tables
 from casstore.policy import Policy
-from casstore.state import TRASHED, Head, aliases_of, head_of, ratchet
-from casstore.view import collections, version_at, versions
+from casstore.state import PIN, TRASHED, Head, aliases_of, head_of, ratchet
+from casstore.view import collection_name, collections, links_of, version_at, versions
 
 SECOND = 1_000_000
 TICK = policy.DAY // 2
@@ -91,7 +91,7 @@ def expires(terms: Terms, collection: CollectionRow, version: VersionRow) -> int
 
 
 def holders(tables: Tables, terms: Terms, collection: CollectionRow, version: VersionRow) -> tuple[str, ...]:
-    """What keeps a version from expiring whatever its age: protection, its own, its collection's or an alias's."""
+    """What keeps a version from expiring whatever its age: protection, its own, its collection's or an alias's, and links."""
     found = []
     if version.protected:
         found.append(f"protected: {version.protected}")
@@ -100,6 +100,9 @@ def holders(tables: Tables, terms: Terms, collection: CollectionRow, version: Ve
     guarded = terms.policy.protected_aliases
     if guarded:
         found += [f"alias {a}" for a in aliases_of(tables, version.collection, version.number) if a in guarded]
+    for link in links_of(tables, version):
+        name = CollectionName.parse(collection_name(tables, link.collection))
+        found.append(f"link {name.short}:v{link.number}")
     return tuple(found)
 
 
@@ -211,7 +214,7 @@ def tick(engine: Engine, tables: Tables, head: Head, run: GCRun) -> Sequence[Rec
 
 def _waits(tables: Tables) -> bool:
     """Whether anything in the store gets older towards a date."""
-    if tables.count(TRASHED):
+    if tables.count(TRASHED) or tables.count(PIN):
         return True
     terms = terms_in_force(tables)
     return any(

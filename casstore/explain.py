@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from datetime import datetime
@@ -19,12 +19,25 @@ from casstore.errors import IntegrityError, InvalidInputError, NotFoundError
 from casstore.format.rows import decode_row, length_of_row, stored_share
 from casstore.gc.plan import Release
 from casstore.gc.undo import place_of, still_there
-from casstore.model import Drop, Entry, LostRow, PackState, PinRow, Purge, Segment, Transaction, VersionState
+from casstore.model import (
+    Drop,
+    Entry,
+    LostRow,
+    PackState,
+    PinRow,
+    Purge,
+    RenameCollection,
+    Segment,
+    Transaction,
+    Unlink,
+    VersionRow,
+    VersionState,
+)
 from casstore.names import parse_reference, split_path
 from casstore.overlay import Tables
 from casstore.pin import NEVER
 from casstore.state import CHUNK, LOST, NODE, PIN
-from casstore.view import children_of, collections, pack_at, trashed, versions
+from casstore.view import children_of, collections, pack_at, trashed, versions, with_links
 
 KEPT = (VersionState.COMMITTED, VersionState.TRASHED)
 FOOTER_LENGTH = 5
@@ -63,7 +76,9 @@ class Impact:
 
 @dataclass(frozen=True, slots=True)
 class Keeper:
-    """What deleting something whole would free. ``kind``: ``collection`` (without its trash), ``trash`` or ``pin``.
+    """What deleting something whole, and the links to it, would free.
+
+    ``kind``: ``collection`` (without its trash), ``trash`` or ``pin``.
 
     Pins let go by themselves, so what they keep beside a collection or the trash is counted there.
     """
@@ -79,7 +94,7 @@ class Keeper:
 
 @dataclass(frozen=True, slots=True)
 class Holder:
-    """Something that keeps content. ``kind``: ``version``, ``trash`` or ``pin``.
+    """Something that keeps content. ``kind``: ``version``, ``link``, ``trash`` or ``pin``.
 
     ``until``: when it lets go: of a version, when its time to live ends, None if it does not. Of a pin: ``holder``
     (a host and a process, ``pid``, for drafts), what for, and since when.
@@ -203,7 +218,7 @@ def _freed(tables: Tables, *stages: Iterable[bytes]) -> list[_Tally]:
 
 
 def preview_delete(engine: Engine, refs: Sequence[str]) -> Impact:
-    """What deleting these versions together would free. Exact for the set, not the sum of its parts.
+    """What deleting these versions together, with the links to them, would free. Exact, not the sum of its parts.
 
     Versions in the trash may be among them. Raises `VersionNotFoundError`.
     """
@@ -215,15 +230,19 @@ def preview_delete(engine: Engine, refs: Sequence[str]) -> Impact:
         for ref in refs:
             found = catalogue.find(tables, parse_reference(ref), states=KEPT)
             chosen[found.version.collection, found.version.number] = found
+        labels = tuple(found.label for found in chosen.values())
+        # Links go with their source.
+        for version in with_links(tables, [found.version for found in chosen.values()]):
+            chosen.setdefault(catalogue.place_of(version), catalogue.found_of(tables, version))
         roots = [found.version.root for found in chosen.values()]
-        rest = [version.root for version in trashed(tables) if (version.collection, version.number) not in chosen]
+        rest = [version.root for version in trashed(tables) if catalogue.place_of(version) not in chosen]
         alone, with_trash = _freed(tables, roots, rest)
         (trash,) = _freed(tables, rest)
         reachable = _below(tables, roots)
         others, pins = _others(tables, chosen, reachable - alone.digests)
         total = sum(length_of_row(row) for d in reachable if (row := tables.get(CHUNK, d)) is not None)
     return Impact(
-        tuple(found.label for found in chosen.values()),
+        labels,
         alone.raw,
         total - alone.raw,
         with_trash.raw - trash.raw,
@@ -242,12 +261,12 @@ def keepers(engine: Engine, limit: int = 10) -> list[Keeper]:
     engine.view.refresh()
     with engine.view.read() as tables:
         found = [
-            Keeper("collection", full_name(row).short, _beside_pins(tables, [v.root for v in committed]))
+            Keeper("collection", full_name(row).short, _beside_pins(tables, _roots(tables, committed)))
             for row in collections(tables)
             if (committed := list(versions(tables, row.id, states=(VersionState.COMMITTED,))))
         ]
         found += [
-            Keeper("trash", Found(full_name(row), row, version).label, _beside_pins(tables, [version.root]))
+            Keeper("trash", Found(full_name(row), row, version).label, _beside_pins(tables, _roots(tables, [version])))
             for row in collections(tables)
             for version in versions(tables, row.id, states=(VersionState.TRASHED,))
         ]
@@ -256,6 +275,11 @@ def keepers(engine: Engine, limit: int = 10) -> list[Keeper]:
             found.append(Keeper("pin", _said(pin), alone.stored))
     found.sort(key=lambda keeper: (-keeper.stored_bytes, keeper.kind, keeper.ref))
     return [keeper for keeper in found[:limit] if keeper.stored_bytes]
+
+
+def _roots(tables: Tables, rows: Iterable[VersionRow]) -> list[bytes]:
+    """What some versions hold, with the links to them."""
+    return [row.root for row in with_links(tables, rows)]
 
 
 def _beside_pins(tables: Tables, roots: Iterable[bytes]) -> int:
@@ -323,7 +347,8 @@ def why(engine: Engine, subject: str) -> Explanation:
     entry = find_entry(engine, found, path)
     if entry is None:
         raise NotFoundError(f"{found.label} has no path {path!r}", hint=f"casstore files {found.label}")
-    return _explain(engine, subject, _named_by(entry))
+    # What has no bytes in the store, as a reference, is held by what holds the list it stands in.
+    return _explain(engine, subject, _named_by(entry) or {found.version.root})
 
 
 def _named_by(entry: Entry) -> set[bytes]:
@@ -363,7 +388,8 @@ def _holders(engine: Engine, digests: set[bytes]) -> tuple[tuple[Holder, ...], t
         in_trash = found.version.state is VersionState.TRASHED
         until = catalogue.wall_time(engine, found.version.purge_at) if in_trash else expires.get(found.label)
         paths = tuple(_paths(engine, found.version.root, above, digests))
-        holders.append(Holder("trash" if in_trash else "version", found.label, paths, until))
+        kind = "trash" if in_trash else "link" if found.version.is_link else "version"
+        holders.append(Holder(kind, found.label, paths, until))
     holders += [_pin(engine, pin) for pin in pins]
     return tuple(holders), tuple(str(engine.digest(node)) for node in sorted(direct))
 
@@ -457,15 +483,22 @@ def _why_digest(engine: Engine, subject: str, digest: bytes) -> Explanation:
 
 def _why_purged(engine: Engine, subject: str, found: Found) -> Explanation:
     root = found.version.root
+    # A link goes with its source; and names change: the one it had at the time is in the records.
+    with engine.view.read() as tables:
+        gone = [each for each in (found, catalogue.source_of(tables, found.version)) if each is not None]
+    names = {(str(each.name), each.version.number) for each in gone}
     events: list[Event] = []
     for segment, transaction in transactions(engine):
-        purge = next((r for r in transaction.records if _purges(r, found)), None)
+        purge = next((r for r in transaction.records if _purges(r, names)), None)
         dropped = not events and _drops(transaction, root)
-        if not (purge or dropped) or not took_effect(engine, segment, transaction):
+        renames = [r for r in transaction.records if isinstance(r, RenameCollection)]
+        if not (purge or dropped or renames) or not took_effect(engine, segment, transaction):
             continue
+        for rename in renames:
+            names = {(rename.collection if name == rename.name else name, number) for name, number in names}
         if dropped:
             events.append(_event("dropped", segment, transaction))
-        if isinstance(purge, Purge):
+        if isinstance(purge, Purge | Unlink):
             events.append(_event("purged", segment, transaction, purge.actor))
             break
     with engine.view.read() as tables:
@@ -482,8 +515,8 @@ def _drops(transaction: Transaction, digest: bytes) -> bool:
     return any(isinstance(record, Drop) and digest in record.digests for record in transaction.records)
 
 
-def _purges(record: object, found: Found) -> bool:
-    return isinstance(record, Purge) and record.number == found.version.number and record.collection == str(found.name)
+def _purges(record: object, names: Container[tuple[str, int]]) -> bool:
+    return isinstance(record, Purge | Unlink) and (record.collection, record.number) in names
 
 
 def _event(kind: str, segment: Segment, transaction: Transaction, actor: str = "") -> Event:

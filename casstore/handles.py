@@ -14,6 +14,27 @@ from casstore.engine import Engine
 from casstore.model import Entry, no_progress
 
 
+class Listing(Iterator[Entry]):
+    """Entries of a version, one after the other. Not thread-safe."""
+
+    def __init__(self, entries: Iterator[Entry], cursor: str | None) -> None:
+        self._entries = entries
+        self._cursor = cursor
+
+    def __next__(self) -> Entry:
+        entry = next(self._entries)
+        self._cursor = entry.path
+        return entry
+
+    @property
+    def cursor(self) -> str | None:
+        """Where it stands, for ``start`` of another listing: the path of the last entry given, None before any.
+
+        Of a listing that was itself resumed, before any: where that was. Good for as long as the version is.
+        """
+        return self._cursor
+
+
 class EntryReader:
     """Reads entries of one version."""
 

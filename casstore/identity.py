@@ -3,17 +3,30 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from casstore import catalogue, expiry
+from casstore import catalogue, expiry, lineage
 from casstore.catalogue import Found
 from casstore.config import from_micros
 from casstore.digest import Digest, seal
 from casstore.engine import Engine
-from casstore.model import VersionState
+from casstore.errors import IntegrityError, InvalidInputError
+from casstore.lineage import RunRecord, UseRecord
+from casstore.model import VersionRow, VersionState
+from casstore.names import canonical_metadata, check_description, check_tags
 from casstore.state import aliases_of
-from casstore.view import version_at
+from casstore.view import links_of, version_at
+
+
+@dataclass(slots=True)
+class LabelEdits:
+    """Labels that were changed on an object and are not saved yet. None = unchanged."""
+
+    description: str | None = None
+    metadata: dict[str, object] | None = None
+    tags: tuple[str, ...] | None = None
 
 
 class VersionFacts:
@@ -32,7 +45,8 @@ class VersionFacts:
         stored_bytes: int = 0,
     ) -> None:
         self._engine = engine
-        self._found = found
+        self._source: Found | None = None
+        self._look(found)
         self._created = created
         self._latest_before = latest_before
         self._ignored = tuple(ignored)
@@ -40,8 +54,18 @@ class VersionFacts:
         self._new_bytes = new_bytes
         self._stored_bytes = stored_bytes
 
+    def _look(self, found: Found) -> None:
+        """Take over a version; a link has the labels of its source."""
+        if found.version.is_link:
+            with self._engine.view.read() as tables:
+                self._source = catalogue.source_of(tables, found.version)
+                found = replace(found, version=catalogue.labelled(tables, found.version))
+        self._found = found
+        self._edits = LabelEdits()
+
     def __repr__(self) -> str:
-        return f"<Version {self.qualified_name}>"
+        link = "" if self._source is None else f", a link to {self.source_qualified_name}"
+        return f"<Version {self.qualified_name}{link}>"
 
     def __str__(self) -> str:
         return self._found.label
@@ -57,8 +81,7 @@ class VersionFacts:
     @property
     def id(self) -> str:
         """A ULID: unique for ever, in the order of creation."""
-        store, collection = self._engine.config.store_id, self._found.collection.id
-        return ulid(self._found.version.created // 1000, seal(f"{store}/{collection}/{self.number}".encode()))
+        return version_id(self._engine.config.store_id, self._found.version)
 
     @property
     def entity(self) -> str:
@@ -101,34 +124,43 @@ class VersionFacts:
         return self._found.version.number
 
     @property
+    def is_link(self) -> bool:
+        """Whether it stands for a version of another collection, whose labels it has, aliases aside."""
+        return self._source is not None
+
+    @property
+    def _origin(self) -> Found:
+        return self._source or self._found
+
+    @property
     def source_entity(self) -> str:
-        """`entity` of the version this one is a link to; its own while there are no links."""
-        return self.entity
+        """`entity` of the version this one is a link to; its own if it is none."""
+        return self._origin.name.entity
 
     @property
     def source_project(self) -> str:
         """`project`, as `source_entity`."""
-        return self.project
+        return self._origin.name.project
 
     @property
     def source_collection(self) -> str:
         """`collection`, as `source_entity`."""
-        return self.collection
+        return self._origin.name.name
 
     @property
     def source_name(self) -> str:
         """`name`, as `source_entity`."""
-        return self.name
+        return f"{self.source_collection}:{self.source_version}"
 
     @property
     def source_qualified_name(self) -> str:
         """`qualified_name`, as `source_entity`."""
-        return self.qualified_name
+        return f"{self._origin.name}:{self.source_version}"
 
     @property
     def source_version(self) -> str:
         """`version`, as `source_entity`."""
-        return self.version
+        return f"v{self._origin.version.number}"
 
     @property
     def type(self) -> str:
@@ -137,7 +169,10 @@ class VersionFacts:
 
     @property
     def state(self) -> str:
-        """``COMMITTED``, ``TRASHED``, ``PURGED``, or ``COLLECTED`` once the file list of a purged one is gone too."""
+        """``COMMITTED``, ``TRASHED``, ``PURGED``, or ``COLLECTED`` once the file list of a purged one is gone too.
+
+        ``PENDING``, the fifth, is the state of a `Submission`: what is not committed is no version yet.
+        """
         row = self._found.version
         if row.state is VersionState.PURGED and not self._engine.view.known((row.root,))[0]:
             return "COLLECTED"
@@ -172,6 +207,17 @@ class VersionFacts:
     def commit(self) -> int:
         """Position of its commit in the log."""
         return self._found.version.seq
+
+    @property
+    def commit_hash(self) -> str:
+        """The digest that chains its commit to all before it, in hexadecimal: the same in every copy of the store.
+
+        Reads one segment of the log. Raises `IntegrityError` if that is damaged.
+        """
+        found = self._engine.log.read_raw(self.commit)
+        if found is None:
+            raise IntegrityError(f"log segment {self.commit} is missing", hint="casstore fsck")
+        return found.chain.hex()
 
     @property
     def created(self) -> bool:
@@ -212,19 +258,39 @@ class VersionFacts:
 
     @property
     def description(self) -> str:
-        """Free text."""
-        return self._found.version.description
+        """Free text. What is assigned is stored by `Version.save`; until then, `refresh` forgets it."""
+        edited = self._edits.description
+        return self._found.version.description if edited is None else edited
+
+    @description.setter
+    def description(self, text: str | None) -> None:
+        self._edits.description = check_description(text)
 
     @property
     def metadata(self) -> dict[str, object]:
-        """A copy of the metadata."""
+        """The metadata, this object's own copy. Changes to it are stored by `Version.save`, as with `description`."""
+        edits = self._edits
+        if edits.metadata is None:
+            edits.metadata = self._stored_metadata()
+        return edits.metadata
+
+    @metadata.setter
+    def metadata(self, values: Mapping[str, object]) -> None:
+        self._edits.metadata = json.loads(canonical_metadata(values))
+
+    def _stored_metadata(self) -> dict[str, object]:
         values: dict[str, object] = json.loads(self._found.version.metadata)
         return values
 
     @property
     def tags(self) -> tuple[str, ...]:
-        """Labels, many to many."""
-        return self._found.version.tags
+        """Labels, many to many. What is assigned is stored by `Version.save`, as with `description`."""
+        edited = self._edits.tags
+        return self._found.version.tags if edited is None else edited
+
+    @tags.setter
+    def tags(self, tags: Sequence[str]) -> None:
+        self._edits.tags = check_tags(tags)
 
     @property
     def aliases(self) -> tuple[str, ...]:
@@ -232,6 +298,32 @@ class VersionFacts:
         self._engine.view.refresh()
         with self._engine.view.read() as tables:
             return aliases_of(tables, self._found.collection.id, self.number)
+
+    # --- runs
+
+    @property
+    def attrs(self) -> dict[str, object]:
+        """What the host said when it was logged; a copy. Never changes."""
+        values: dict[str, object] = json.loads(self._found.version.attrs)
+        return values
+
+    @property
+    def history_step(self) -> int | None:
+        """``history_step`` of `attrs`, if that is a number: the step of the run that logged it."""
+        step = self.attrs.get("history_step")
+        return step if isinstance(step, int) and not isinstance(step, bool) else None
+
+    def logged_by(self) -> RunRecord | None:
+        """The run that logged it; None if there was none, or it was deleted. Looked up at the head of the log."""
+        return lineage.logged_by(self._engine, self._found)
+
+    def used_by(self) -> list[RunRecord]:
+        """The runs that used it or a link to it, in the order they began to; without deleted ones. See `uses`."""
+        return lineage.used_by(self._engine, self._found)
+
+    def uses(self) -> list[UseRecord]:
+        """Every use of it and of links to it, also ended and cancelled ones, in the order they began."""
+        return lineage.uses(self._engine, self._found)
 
     @property
     def actor(self) -> str:
@@ -245,7 +337,7 @@ class VersionFacts:
 
     @property
     def trashed_by(self) -> str | None:
-        """By which route it came into the trash: ``user``, ``ttl``, ``retention`` or ``collection``. None outside."""
+        """How it came into the trash: ``user``, ``ttl``, ``retention``, ``collection``, ``source``. None outside."""
         return self._found.version.trashed_by or None
 
     @property
@@ -276,11 +368,11 @@ class VersionFacts:
 
     @property
     def held_by(self) -> tuple[str, ...]:
-        """What keeps it from expiring, whatever its age: its protection, its collection's, protected aliases."""
+        """What keeps it from expiring, whatever its age: protection, its collection's, protected aliases, links."""
         return self._lifetime()[2]
 
     def _lifetime(self) -> tuple[expiry.Lifetime, datetime | None, tuple[str, ...]]:
-        engine, version = self._engine, self._found.version
+        engine, version = self._engine, self._origin.version
         engine.view.refresh()
         with engine.view.read() as tables:
             collection = catalogue.collection_of(tables, version)
@@ -292,14 +384,20 @@ class VersionFacts:
                 expiry.holders(tables, terms, collection, version),
             )
 
+    def _links(self) -> list[Found]:
+        """The links to it that are there now; none for a link."""
+        self._engine.view.refresh()
+        with self._engine.view.read() as tables:
+            return [catalogue.found_of(tables, row) for row in links_of(tables, self._found.version)]
+
     def refresh(self) -> None:
         """Look at the head of the log again."""
         self._engine.view.refresh()
         with self._engine.view.read() as tables:
             row = version_at(tables, self._found.collection.id, self.number)
             assert row is not None
-            collection = catalogue.collection_of(tables, row)
-        self._found = Found(catalogue.full_name(collection), collection, row)
+            found = catalogue.found_of(tables, row)
+        self._look(found)
 
     def to_dict(self) -> dict[str, object]:
         """The version as JSON values (docs/cli.md, schema ``version``)."""
@@ -321,16 +419,33 @@ class VersionFacts:
             "updated_at": self.updated_at.isoformat(),
             "commit": self.commit,
             "aliases": list(self.aliases),
-            "tags": list(self.tags),
-            "description": self.description,
-            "metadata": self.metadata,
+            "tags": list(self._found.version.tags),
+            "description": self._found.version.description,
+            "metadata": self._stored_metadata(),
             "ttl": None if ttl.seconds == 0 else ttl.seconds,
             "ttl_source": ttl.source,
             "expires_at": None if expires_at is None else expires_at.isoformat(),
             "held_by": list(held_by),
             "base": self.base,
+            "is_link": self.is_link,
+            "source": None if self._source is None else self._source.label,
+            "links": [link.label for link in self._links()],
             "actor": self._found.version.actor,
+            "run": self._found.version.run or None,
+            "attrs": self.attrs,
         }
+
+
+def found_in(engine: Engine, version: VersionFacts) -> Found:
+    """What a version object of this store stands for. Raises `InvalidInputError` for one of another store."""
+    if version._engine.config.store_id != engine.config.store_id:  # noqa: SLF001 - same module
+        raise InvalidInputError(f"{version.ref} is in another store", hint="copy it to this one first")
+    return version._found  # noqa: SLF001 - same module
+
+
+def version_id(store: str, version: VersionRow) -> str:
+    """The ULID of a version of the store with some id."""
+    return ulid(version.created // 1000, seal(f"{store}/{version.collection}/{version.number}".encode()))
 
 
 _BASE32 = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"

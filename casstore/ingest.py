@@ -5,12 +5,13 @@ from __future__ import annotations
 import io
 import os
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
-from casstore.artifact import Artifact, draft_base
+from casstore import lineage
+from casstore.artifact import Artifact, draft_base, referred_files
 from casstore.chunker import Chunker, chunker_for
 from casstore.digest import Buffer
 from casstore.engine import Engine
@@ -19,10 +20,12 @@ from casstore.errors import (
     InvalidInputError,
     LeaseLostError,
     NameTakenError,
+    RefusedError,
     StaleBaseError,
     TypeConflictError,
 )
 from casstore.expiry import Terms, expires, resolve_latest, terms_in_force, visible
+from casstore.format.filerows import Stamp
 from casstore.format.nodes import CHUNK_LIST
 from casstore.format.packs import VersionNote
 from casstore.model import (
@@ -30,6 +33,7 @@ from casstore.model import (
     Entry,
     EntryKind,
     Progress,
+    PutOutput,
     PutVersion,
     Record,
     SetAlias,
@@ -42,23 +46,29 @@ from casstore.model import (
 )
 from casstore.names import LATEST, CollectionName, canonical_metadata, check_aliases
 from casstore.overlay import Tables
+from casstore.policy import in_force
+from casstore.reference import confine
 from casstore.sources import (
     EmptyDirectory,
     Link,
     LocalFile,
+    Referred,
     Signature,
     Source,
     Spooled,
     Taken,
     open_local,
 )
-from casstore.state import PIN, alias_target, aliases_of
-from casstore.tree import INLINE_CHUNKS, Builder, Tree, edit_entries, write_entries
+from casstore.statcache import StatCache, settled
+from casstore.state import PIN, alias_target, aliases_of, runs_logging
+from casstore.tree import INLINE_CHUNKS, Builder, Sink, Tree, edit_entries, write_entries
 from casstore.view import collection_named, version_at, with_root
 from casstore.writer import Writer
 
 BATCH_BYTES = 4 * 1024 * 1024
 BATCH_FILES = 256
+KNOWN_FILES = 1024
+"""files that are looked up in the stat cache together"""
 BLOCK_BYTES = 4 * 1024 * 1024
 
 Chunks = list[tuple[bytes, Buffer]]
@@ -81,6 +91,9 @@ class LogRequest:
     pin: bytes | None
     admit: Callable[[Tables, int], None] | None = None
     """raises if packs of so many bytes may not be added to a state"""
+    run: str = ""
+    """id of the run it is an output of"""
+    attrs: bytes = b"{}"
 
 
 @dataclass(slots=True)
@@ -97,7 +110,7 @@ class LogResult:
 
 
 @dataclass(slots=True)
-class _Decision:
+class Decision:
     """The outcome of looking at the head: filled by each build, used after the last."""
 
     number: int | None = None
@@ -107,13 +120,13 @@ class _Decision:
 
 def ingest(engine: Engine, artifact: Artifact, request: LogRequest, progress: Progress = no_progress) -> LogResult:
     """Store an artifact and commit it as a version, or find that it is one already. Durable on return."""
-    check_type(engine, artifact, request)
+    roots = check_rules(engine, artifact, request)
     metadata = canonical_metadata(artifact.metadata)
     writer = Writer(engine)
     try:
-        session = _Session(engine, writer, artifact, progress)
+        session = Session(engine, writer, artifact, progress)
         session.run()
-        decision = _Decision()
+        decision = Decision()
 
         def notes() -> Sequence[VersionNote]:
             tree = session.tree
@@ -133,7 +146,9 @@ def ingest(engine: Engine, artifact: Artifact, request: LogRequest, progress: Pr
             )
 
         def records(tables: Tables) -> Sequence[Record] | None:
-            found = _records(tables, artifact, request, session.tree, metadata, decision)
+            if (now := in_force(tables).reference_roots) != roots:
+                check_references(artifact, now)
+            found = version_records(tables, artifact, request, session.tree, metadata, decision)
             if found is not None and request.admit is not None:
                 request.admit(tables, writer.pending_bytes)
             return found
@@ -142,6 +157,7 @@ def ingest(engine: Engine, artifact: Artifact, request: LogRequest, progress: Pr
     except BaseException:
         writer.abandon()
         raise
+    session.cache.flush()
     created = decision.number is None
     if created:
         assert done is not None
@@ -160,43 +176,107 @@ def ingest(engine: Engine, artifact: Artifact, request: LogRequest, progress: Pr
     )
 
 
-def check_type(engine: Engine, artifact: Artifact, request: LogRequest) -> None:
-    """Refuse a wrong type before anything is read. Raises `TypeConflictError`."""
+@dataclass(frozen=True, slots=True)
+class Known:
+    """Content that is in the store already, to be logged: labels (an artifact without content), tree, request."""
+
+    artifact: Artifact
+    tree: Tree
+    request: LogRequest
+
+
+def log_known(engine: Engine, draft: Callable[[Tables], Known]) -> LogResult:
+    """Log content that the store has, by its tree alone. Reads and stores no bytes of files. Durable on return.
+
+    ``draft`` gives it on the state the version is committed to, in which something must hold the root of the tree.
+    """
+    decision = Decision()
+    root = b""
+
+    def records(tables: Tables) -> Sequence[Record]:
+        nonlocal root
+        known = draft(tables)
+        root = known.tree.root
+        metadata = canonical_metadata(known.artifact.metadata)
+        return version_records(tables, known.artifact, known.request, known.tree, metadata, decision) or ()
+
+    done = engine.commit(records)
+    if decision.number is None:
+        assert done is not None
+        return LogResult(done.numbers[0], True, root, latest_before=decision.latest_before)
+    return LogResult(decision.number, False, root, 0, 0, decision.latest_before, decision.ignored)
+
+
+def check_rules(engine: Engine, artifact: Artifact, request: LogRequest) -> tuple[str, ...] | None:
+    """Refuse a wrong type or reference before anything is read; the roots the references were compared with.
+
+    Raises `TypeConflictError`, `RefusedError`.
+    """
     engine.view.refresh()
     with engine.view.read() as tables:
-        _collection(tables, artifact, request)
+        home(tables, request.collection, artifact.type)
+        roots = in_force(tables).reference_roots
+    check_references(artifact, roots)
+    return roots
 
 
-def _collection(tables: Tables, artifact: Artifact, request: LogRequest) -> CollectionRow | None:
-    collection = collection_named(tables, str(request.collection))
+def check_references(artifact: Artifact, roots: tuple[str, ...] | None) -> None:
+    """Raise `RefusedError` for references to files outside the directories that the policy allows."""
+    if roots is not None:
+        for uri in referred_files(artifact):
+            confine(uri, roots)
+
+
+def check_open(tables: Tables, kind: str) -> None:
+    """Raise `RefusedError` for a type the store keeps for itself."""
+    if kind in in_force(tables).reserved_types:
+        raise RefusedError(
+            f"the type {kind!r} is reserved in this store", hint="another type; the store's policy reserved_types"
+        )
+
+
+def home(tables: Tables, name: CollectionName, kind: str) -> CollectionRow | None:
+    """The collection that versions of a type go to by some name; None: it is made with the first.
+
+    Raises `NameTakenError` if the name belongs to a collection in the trash, `TypeConflictError`; `RefusedError` if the
+    store keeps the type for itself, or the collection takes links only.
+    """
+    check_open(tables, kind)
+    collection = collection_named(tables, str(name))
     if collection is None or collection.state is VersionState.PURGED:
         # A name that is free again may get another type.
         return collection
     if collection.state is VersionState.TRASHED:
-        name = request.collection.short
         raise NameTakenError(
-            f"{name} is taken by a collection in the trash",
-            hint=f"casstore trash restore {name}, or casstore trash purge {name}",
+            f"{name.short} is taken by a collection in the trash",
+            hint=f"casstore trash restore {name.short}, or casstore trash purge {name.short}",
         )
-    if collection.type != artifact.type:
+    if collection.type != kind:
         raise TypeConflictError(
-            f"collection {request.collection.short} has type {collection.type!r}, not {artifact.type!r}",
+            f"collection {name.short} has type {collection.type!r}, not {kind!r}",
             hint="log to another name, or with the collection's type",
+        )
+    if collection.portfolio:
+        raise RefusedError(
+            f"{name.short} is a portfolio: it takes links only",
+            hint=f"log to another collection, then version.link({name.short!r}), or casstore link",
         )
     return collection
 
 
-def _records(
-    tables: Tables, artifact: Artifact, request: LogRequest, tree: Tree, metadata: bytes, decision: _Decision
+def version_records(
+    tables: Tables, artifact: Artifact, request: LogRequest, tree: Tree, metadata: bytes, decision: Decision
 ) -> Sequence[Record] | None:
     """The records this log needs on the state at hand; None when it needs none."""
     name = str(request.collection)
-    collection = _collection(tables, artifact, request)
+    collection = home(tables, request.collection, artifact.type)
     terms = terms_in_force(tables)
     latest = None if collection is None else alias_target(tables, collection.id, LATEST)
     if collection is not None:
         latest = resolve_latest(tables, terms, collection, latest)
     decision.number, decision.latest_before, decision.ignored = None, latest, ()
+    if request.run:
+        lineage.running(tables, request.run)
     if request.strict_base is not None and latest != request.strict_base:
         raise StaleBaseError(
             f"{request.collection.short}: latest is {'absent' if latest is None else f'v{latest}'}, "
@@ -220,6 +300,10 @@ def _records(
         ]
         moves += _labels(request, name, hit, artifact, metadata, decision)
         moves += _time_to_live(terms, request, collection, hit, decision)
+        if request.attrs not in {b"{}", hit.attrs}:
+            decision.ignored += ("attrs",)
+        if request.run and request.run not in runs_logging(tables, identifier, hit.number):
+            moves.append(PutOutput(request.run, name, hit.number))
         return [*moves, *unpin] or None
     version = PutVersion(
         collection=name,
@@ -235,6 +319,8 @@ def _records(
         base=request.base,
         ttl=request.ttl,
         actor=request.actor,
+        run=request.run,
+        attrs=request.attrs,
     )
     return [version, *unpin]
 
@@ -242,22 +328,26 @@ def _records(
 def _hit(
     tables: Tables, terms: Terms, collection: CollectionRow, latest: int | None, root: bytes, dedup: str
 ) -> VersionRow | None:
-    """The committed version this content is already, if the rules let it be that one."""
+    """The committed version this content is already, if the rules let it be that one. A link is another's version."""
     if dedup == "never":
         return None
     if latest is not None:
         version = version_at(tables, collection.id, latest)
-        if version is not None and version.state is VersionState.COMMITTED and version.root == root:
+        if version is not None and _is_own(version) and version.root == root:
             return version
     if dedup == "any":
-        found = [v for v in with_root(tables, collection.id, root) if v.state is VersionState.COMMITTED]
+        found = [v for v in with_root(tables, collection.id, root) if _is_own(v)]
         seen = list(visible(tables, terms, collection, found))
         return seen[-1] if seen else None
     return None
 
 
+def _is_own(version: VersionRow) -> bool:
+    return version.state is VersionState.COMMITTED and not version.is_link
+
+
 def _labels(
-    request: LogRequest, name: str, hit: VersionRow, artifact: Artifact, metadata: bytes, decision: _Decision
+    request: LogRequest, name: str, hit: VersionRow, artifact: Artifact, metadata: bytes, decision: Decision
 ) -> list[Record]:
     """Labels that differ from those of the version that was hit: applied or reported."""
     different = [
@@ -286,7 +376,7 @@ def _labels(
 
 
 def _time_to_live(
-    terms: Terms, request: LogRequest, collection: CollectionRow, hit: VersionRow, decision: _Decision
+    terms: Terms, request: LogRequest, collection: CollectionRow, hit: VersionRow, decision: Decision
 ) -> list[Record]:
     """As `_labels`, for a time to live that was given; one that is over already is only reported."""
     if request.ttl in {-1, hit.ttl}:
@@ -301,12 +391,21 @@ def _time_to_live(
 # --- reading -------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What was read of one file."""
+
+    chunks: Chunks
+    stamp: Stamp | None = None
+    """that of the file, if this was all of it and it may be remembered"""
+
+
 @dataclass(slots=True)
 class _Job:
     """Work in flight: chunks of some whole files, or of one block of a large one."""
 
     paths: list[tuple[str, Source]]
-    future: Future[list[Chunks]]
+    future: Future[list[_Content]]
     size: int
     large: _Large | None = None
     last: bool = False
@@ -318,7 +417,7 @@ class _Large:
 
     path: str
     mode: int | None
-    session: _Session
+    session: Session
     chunks: list[tuple[bytes, int]] = field(default_factory=list)
     builder: Builder | None = None
     size: int = 0
@@ -340,7 +439,7 @@ class _Large:
         return Entry(self.path, size=self.size, chunks=tuple(self.chunks), tree=tree, mode=self.mode)
 
 
-class _Session:
+class Session:
     """Reads the sources of one artifact into a writer, in path order, and writes the tree."""
 
     def __init__(self, engine: Engine, writer: Writer, artifact: Artifact, progress: Progress) -> None:
@@ -352,27 +451,46 @@ class _Session:
         self.base, _ = draft_base(artifact)
         self.changes = artifact.changes()
         self.entries: dict[str, Entry] = {}
+        self.cache = StatCache(engine.view, engine.runtime)
+        self.unread: set[str] = set()
+        """long files whose chunk list was in the stat cache"""
         self.tree = Tree(b"", 0, 0)
+        self.sink: Sink = writer.put_node
+        """takes the nodes of the tree; those of chunk lists go to the writer"""
         self.total = sum(_size_of(source) for _, source in self.changes)
         self.done = 0
         self.limit = (engine.settings.workers + 2) * BATCH_BYTES
 
     def run(self) -> None:
-        self._read([(path, source) for path, source in self.changes if source is not None])
+        """Read everything, store what is new, write the tree."""
+        self._read(self._unknown([(path, source) for path, source in self.changes if source is not None]))
         self._write_tree()
 
     def restore(self, missing: set[bytes]) -> None:
         """Store broken claims again from the sources, and the tree again from the entries."""
+        self.read_again(missing)
+        self.check_restored(missing)
+
+    def read_again(self, missing: set[bytes]) -> None:
+        """`restore`, as far as the sources have what is missing."""
         again: list[tuple[str, Source]] = []
         for path, source in self.changes:
-            if source is None or isinstance(source, Link | EmptyDirectory | Taken):
+            if source is None or isinstance(source, Link | EmptyDirectory | Taken | Referred):
                 continue
             entry = self.entries[path]
-            # The chunks of a long file are not remembered, so it is read again whatever is missing.
-            if entry.tree is not None or any(digest in missing for digest, _ in entry.chunks):
+            # The chunks of a long file that was read are not kept, so it is read again whatever is missing.
+            if path in self.unread:
+                wanted = entry.tree in missing
+            else:
+                wanted = entry.tree is not None or any(digest in missing for digest, _ in entry.chunks)
+            if wanted:
                 again.append((path, source))
+        self.done = 0
         self._read(again)
         self._write_tree()
+
+    def check_restored(self, missing: set[bytes]) -> None:
+        """Raise `ConflictError` unless all that was missing is there again."""
         # What another writer has stored again in the meantime is a claim again.
         lost = [digest for digest in missing if not self.writer.has(digest)]
         if lost:
@@ -382,7 +500,6 @@ class _Session:
             )
 
     def _write_tree(self) -> None:
-        sink = self.writer.put_node
         if self.base is not None:
             edits = [(path, self.entries[path] if source is not None else None) for path, source in self.changes]
             if not self.engine.view.known((self.base.root,))[0] and self.engine.view.lost(self.base.root) is None:
@@ -391,14 +508,35 @@ class _Session:
                     hint="make the draft again",
                 )
             self.writer.claim(self.base.root)
-            self.tree = edit_entries(self.base.root, edits, self.engine.node, self.node_bytes, sink)
+            self.tree = edit_entries(self.base.root, edits, self.engine.node, self.node_bytes, self.sink)
         else:
             self.tree = write_entries(
-                (self.entries[path] for path, source in self.changes if source is not None), self.node_bytes, sink
+                (self.entries[path] for path, source in self.changes if source is not None), self.node_bytes, self.sink
             )
 
-    def _read(self, sources: list[tuple[str, Source]]) -> None:
-        self.done = 0
+    def _unknown(self, sources: list[tuple[str, Source]]) -> Iterator[tuple[str, Source]]:
+        """Those that are not files which an earlier log has read; such files get their entries here."""
+        for at in range(0, len(sources), KNOWN_FILES):
+            part = sources[at : at + KNOWN_FILES]
+            files = [(path, source) for path, source in part if isinstance(source, LocalFile)]
+            rows = self.cache.find([source for _, source in files])
+            found = [(*file, row) for file, row in zip(files, rows, strict=True) if row is not None]
+            claimed = self.writer.claim_files([([digest for digest, _ in row.chunks], row.tree) for *_, row in found])
+            known: set[str] = set()
+            for (path, source, row), sound in zip(found, claimed, strict=True):
+                if sound:
+                    size = source.signature.size
+                    entry = Entry(path, size=size, chunks=row.chunks, tree=row.tree, mode=source.mode)
+                    self.entries[path] = _with_attrs(entry, source)
+                    self.done += size
+                    known.add(path)
+                    if row.tree is not None:
+                        self.unread.add(path)
+            if known:
+                self.progress("read", self.done, self.total)
+            yield from (pair for pair in part if pair[0] not in known)
+
+    def _read(self, sources: Iterable[tuple[str, Source]]) -> None:
         jobs: deque[_Job] = deque()
         flying = 0
         try:
@@ -416,7 +554,7 @@ class _Session:
                 if not job.future.cancelled():
                     job.future.exception()
 
-    def _jobs(self, sources: list[tuple[str, Source]]) -> Iterator[_Job]:
+    def _jobs(self, sources: Iterable[tuple[str, Source]]) -> Iterator[_Job]:
         batch: list[tuple[str, Source]] = []
         size = 0
         for path, source in sources:
@@ -424,6 +562,8 @@ class _Session:
                 self.entries[path] = Entry(path, EntryKind.LINK, target=source.target)
             elif isinstance(source, EmptyDirectory):
                 self.entries[path] = Entry(path, EntryKind.DIRECTORY)
+            elif isinstance(source, Referred):
+                self.entries[path] = source.entry
             elif isinstance(source, Taken):
                 self.entries[path] = source.entry
                 for digest, _ in source.entry.chunks:
@@ -446,25 +586,28 @@ class _Session:
 
     def _batch(self, batch: list[tuple[str, Source]], size: int) -> _Job:
         sources = [source for _, source in batch]
-        future = self.engine.executor().submit(_read_files, sources, self.chunker, self.engine.hash)
+        clock = self.engine.runtime.file_clock
+        future = self.engine.executor().submit(_read_files, sources, self.chunker, self.engine.hash, clock)
         return _Job(batch, future, size)
 
     def _blocks(self, path: str, source: Source) -> Iterator[_Job]:
         """Jobs for one large file; read here, in order, because each cut depends on the one before."""
         large = _Large(path, source.mode if isinstance(source, LocalFile) else None, self)
+        opened = self.engine.runtime.file_clock()
         with _open(source) as file:
             tail = b""
+            stamp: Stamp | None = None
             read = 0
             while True:
                 block = _read_block(file, path)
                 read += len(block)
                 final = not block
                 if final or read > _size_of(source):  # a file that grows faster than it is read has no end
-                    _check_unchanged(file, source, path)
+                    stamp = _check_unchanged(file, source, path, opened)
                 data = memoryview(tail + block) if tail else memoryview(block)
                 ends = self.chunker.boundaries(data, final=final)
                 parts = [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-                future = self.engine.executor().submit(_hash_parts, parts, self.engine.hash)
+                future = self.engine.executor().submit(_hash_parts, parts, stamp, self.engine.hash)
                 yield _Job([(path, source)], future, len(data), large, final)
                 if final:
                     return
@@ -473,18 +616,26 @@ class _Session:
     def _take(self, job: _Job) -> int:
         """Fold the outcome of a job in: ask which chunks are new, and store those."""
         results = job.future.result()
-        missing = self.writer.missing([digest for chunks in results for digest, _ in chunks])
-        for (path, source), chunks in zip(job.paths, results, strict=True):
+        missing = self.writer.missing([digest for content in results for digest, _ in content.chunks])
+        for (path, source), content in zip(job.paths, results, strict=True):
             large = job.large or _Large(path, source.mode if isinstance(source, LocalFile) else None, self)
-            for digest, data in chunks:
+            for digest, data in content.chunks:
                 if digest in missing:
                     self.writer.put(digest, data)
                 large.add(digest, len(data))
                 self.done += len(data)
             if job.large is None or job.last:
-                self.entries[path] = large.entry()
+                self.entries[path] = _with_attrs(large.entry(), source)
+                self.unread.discard(path)
+                if isinstance(source, LocalFile):
+                    self.cache.learn(source, content.stamp, self.entries[path])
         self.progress("read", self.done, self.total)
         return job.size
+
+
+def _with_attrs(entry: Entry, source: Source) -> Entry:
+    attrs = source.attrs_json if isinstance(source, LocalFile | Spooled) else b""
+    return replace(entry, attrs_json=attrs) if attrs else entry
 
 
 def _size_of(source: Source | None) -> int:
@@ -519,10 +670,14 @@ class _Borrowed(io.BufferedIOBase, BinaryIO):
         return data
 
 
-def _check_unchanged(file: BinaryIO, source: Source, path: str) -> None:
-    """Refuse an open local file that is not what it was when it was added."""
-    if isinstance(source, LocalFile) and Signature.of(os.fstat(file.fileno())) != source.signature:
+def _check_unchanged(file: BinaryIO, source: Source, path: str, opened: int) -> Stamp | None:
+    """Refuse an open local file that is not what it was when it was added; its stamp if it is `settled`."""
+    if not isinstance(source, LocalFile):
+        return None
+    info = os.fstat(file.fileno())
+    if Signature.of(info) != source.signature:
         raise InvalidInputError(f"{path!r} changed while reading", hint="log it when it is at rest")
+    return settled(info, opened)
 
 
 def _read_block(file: BinaryIO, path: str, size: int = BLOCK_BYTES) -> bytes:
@@ -532,28 +687,35 @@ def _read_block(file: BinaryIO, path: str, size: int = BLOCK_BYTES) -> bytes:
         raise InvalidInputError(f"cannot read {path!r}: {error.strerror}") from None
 
 
-def _hash_parts(parts: list[memoryview], hash_bytes: Callable[[Buffer], bytes]) -> list[Chunks]:
-    return [[(hash_bytes(part), part) for part in parts]]
+def _hash_parts(parts: list[memoryview], stamp: Stamp | None, hash_bytes: Callable[[Buffer], bytes]) -> list[_Content]:
+    return [_Content([(hash_bytes(part), part) for part in parts], stamp)]
 
 
-def _read_files(sources: list[Source], chunker: Chunker, hash_bytes: Callable[[Buffer], bytes]) -> list[Chunks]:
+def _read_files(
+    sources: list[Source], chunker: Chunker, hash_bytes: Callable[[Buffer], bytes], clock: Callable[[], int]
+) -> list[_Content]:
     """Chunks of some whole files, each read once."""
-    return [_read_file(source, chunker, hash_bytes) for source in sources]
+    return [_read_file(source, chunker, hash_bytes, clock) for source in sources]
 
 
-def _read_file(source: Source, chunker: Chunker, hash_bytes: Callable[[Buffer], bytes]) -> Chunks:
-    data = memoryview(_whole(source))
+def _read_file(
+    source: Source, chunker: Chunker, hash_bytes: Callable[[Buffer], bytes], clock: Callable[[], int]
+) -> _Content:
+    whole, stamp = _whole(source, clock)
+    data = memoryview(whole)
     if len(data) <= chunker.params.minimum:
-        return [(hash_bytes(data), data)] if data else []
+        return _Content([(hash_bytes(data), data)] if data else [], stamp)
     ends = chunker.boundaries(data, final=True)
-    return [(hash_bytes(data[a:b]), data[a:b]) for a, b in zip([0, *ends], ends, strict=False)]
+    parts = [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+    return _Content([(hash_bytes(part), part) for part in parts], stamp)
 
 
-def _whole(source: Source) -> Buffer:
+def _whole(source: Source, clock: Callable[[], int]) -> tuple[Buffer, Stamp | None]:
     if isinstance(source, Spooled):
         source.file.seek(0)
-        return source.file.read()
+        return source.file.read(), None
     assert isinstance(source, LocalFile)
+    opened = clock()
     with open_local(source) as file:
         # The size is asked for, neither more, which would allocate it, nor less: most files need one call.
         size = source.signature.size
@@ -564,5 +726,4 @@ def _whole(source: Source) -> Buffer:
                 data += block
         if len(data) != size:
             raise InvalidInputError(f"{source.path!r} changed while reading", hint="log it when it is at rest")
-        _check_unchanged(file, source, source.path)
-    return data
+        return data, _check_unchanged(file, source, source.path, opened)

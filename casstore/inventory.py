@@ -14,11 +14,11 @@ from casstore.engine import Engine
 from casstore.format.rows import length_of_row
 from casstore.gc.plan import footprint_of, garbage
 from casstore.gc.reclaim import listed_packs
-from casstore.model import PackState, VersionState
+from casstore.model import CollectionRow, PackState, VersionState
 from casstore.names import LATEST
 from casstore.policy import load
 from casstore.state import CHUNK, alias_target
-from casstore.view import collections, packs, trashed, versions
+from casstore.view import collections, packs, trashed, versions, with_links
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,6 +32,9 @@ class CollectionInfo:
     trashed: int
     latest: str | None
     size: int
+    kind: str = "sequence"
+    """or ``portfolio``: it takes links only"""
+    description: str = ""
 
     def to_dict(self) -> dict[str, object]:
         """The collection as JSON values."""
@@ -58,7 +61,7 @@ class CommitInfo:
 class Usage:
     """Bytes of a store or of one version.
 
-    ``logical``: sum of the sizes of all files of all committed versions; ``unique``: plaintext bytes after
+    ``logical``: sum of the sizes of all files of all committed versions, links aside; ``unique``: plaintext bytes after
     deduplication; ``stored``: bytes of all packs; ``exclusive``: stored bytes only the committed versions (or
     the one asked about) keep; ``trash``: stored bytes only the trash keeps; ``garbage``: stored bytes nobody
     needs; ``pending``: stored bytes of packs whose end is in the log; ``other``: log, index and the rest. ``quota``:
@@ -85,8 +88,15 @@ class Usage:
         return asdict(self)
 
 
-def list_collections(engine: Engine, kind: str | None, prefix: str) -> Iterator[CollectionInfo]:
-    """Collections in name order, by type and by prefix of their short or full name."""
+def kind_of(row: CollectionRow) -> str:
+    """``portfolio`` for a collection that takes links only, else ``sequence``."""
+    return "portfolio" if row.portfolio else "sequence"
+
+
+def list_collections(
+    engine: Engine, type_: str | None, prefix: str, kind: str | None = None
+) -> Iterator[CollectionInfo]:
+    """Collections in name order, empty ones too, by type, by prefix of their short or full name, and by kind."""
     engine.view.refresh()
     with engine.view.read() as tables:
         found = []
@@ -95,7 +105,9 @@ def list_collections(engine: Engine, kind: str | None, prefix: str) -> Iterator[
             name = full_name(row)
             if row.state is not VersionState.COMMITTED:
                 continue
-            if (kind is not None and row.type != kind) or not (
+            if kind not in {None, kind_of(row)}:
+                continue
+            if (type_ is not None and row.type != type_) or not (
                 name.short.startswith(prefix) or str(name).startswith(prefix)
             ):
                 continue
@@ -111,6 +123,8 @@ def list_collections(engine: Engine, kind: str | None, prefix: str) -> Iterator[
                     states[VersionState.TRASHED],
                     None if latest is None else f"v{latest}",
                     0 if latest is None else known[latest].size,
+                    kind_of(row),
+                    row.description,
                 )
             )
     return iter(found)
@@ -128,11 +142,8 @@ def commits(engine: Engine, limit: int | None) -> list[CommitInfo]:
             break
         segment, _ = found
         records = [record for transaction in segment.transactions for record in transaction.records]
-        named = [
-            f"{record.collection}:v{record.number}"
-            for record in records
-            if hasattr(record, "collection") and hasattr(record, "number")
-        ]
+        places = [(getattr(record, "collection", None), getattr(record, "number", -1)) for record in records]
+        named = [f"{collection}:v{number}" for collection, number in places if collection and number >= 0]
         kinds = Counter(type(record).__name__ for record in records)
         result.append(
             CommitInfo(
@@ -174,7 +185,7 @@ def usage(engine: Engine, ref: str | None) -> Usage:
     total = sum(info.size for info in engine.backend.list(""))
     return Usage(
         None,
-        sum(version.size for version in live),
+        sum(version.size for version in live if not version.is_link),
         unique,
         stored,
         by_live.stored,
@@ -194,7 +205,7 @@ def _version_usage(engine: Engine, ref: str) -> Usage:
     found = catalogue.lookup(engine, ref)
     root = found.version.root
     with engine.view.read() as tables:
-        exclusive = garbage(tables, [root])
+        exclusive = garbage(tables, [row.root for row in with_links(tables, [found.version])])
         stored = footprint_of(tables, root)
     return Usage(
         found.label,

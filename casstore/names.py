@@ -38,6 +38,10 @@ MAX_SEGMENT_BYTES = 255
 MAX_METADATA_KEYS = 100
 MAX_METADATA_BYTES = 1024 * 1024
 MAX_METADATA_DEPTH = 64
+MAX_INTEGER_BITS = 14_284
+"""of 4,300 digits: longer ones are not read back by a Python with the limits it comes with"""
+MAX_ATTRS_BYTES = 4096
+MAX_HOST_ATTRS_BYTES = 64 * 1024
 MAX_DESCRIPTION_BYTES = 64 * 1024
 MAX_LABELS = 100
 MAX_LABEL = 128
@@ -51,7 +55,7 @@ def check_name(name: object, what: str = "artifact name") -> str:
         raise InvalidNameError(
             f"{what} {name!r} is not valid", hint="1 to 128 of A-Z a-z 0-9 . _ -, not starting with . or -"
         )
-    return name
+    return exact(name)
 
 
 def check_type(kind: object) -> str:
@@ -68,7 +72,7 @@ def check_alias(alias: object) -> str:
         raise InvalidNameError(f"alias {alias!r} is not valid", hint="1 to 128 of A-Z a-z 0-9 . _ -")
     if _VERSION_LIKE.fullmatch(alias):
         raise InvalidNameError(f"alias {alias!r} is reserved for version numbers")
-    return alias
+    return exact(alias)
 
 
 def check_aliases(aliases: object) -> tuple[str, ...]:
@@ -84,7 +88,7 @@ def check_tags(tags: object) -> tuple[str, ...]:
 def _check_tag(tag: object) -> str:
     if not isinstance(tag, str) or len(tag) > MAX_LABEL or not _TAG.fullmatch(tag):
         raise InvalidNameError(f"tag {tag!r} is not valid", hint="words of letters, digits, _ and -, at most 128")
-    return tag
+    return exact(tag)
 
 
 def _labels(labels: object, check: object, what: str) -> tuple[str, ...]:
@@ -120,13 +124,14 @@ class CollectionName:
         """Read ``[[entity/]project/]name``; ``project`` gives the namespace when the text has none."""
         if not isinstance(text, str):
             raise InvalidNameError(f"{text!r} is not a collection name")
+        text = exact(text)
         parts = text.split("/")
         if project is not None:
             if not isinstance(project, str):
                 raise InvalidNameError(f"project {project!r} is not a name", hint="project, or entity/project")
             if len(parts) > 1:
                 raise InvalidNameError(f"{text!r} names a project already", hint="leave out project=")
-            parts = [*project.split("/"), *parts]
+            parts = [*exact(project).split("/"), *parts]
         if len(parts) > 3:
             raise InvalidNameError(f"{'/'.join(parts)!r} has too many parts", hint="[[entity/]project/]name")
         for part in parts:
@@ -161,6 +166,7 @@ def parse_reference(text: object) -> Reference:
     """Read a reference. Raises `InvalidNameError`."""
     if not isinstance(text, str):
         raise InvalidNameError(f"{text!r} is not a reference", hint="[[entity/]project/]collection[:vN|alias|digest]")
+    text = exact(text)
     name, colon, selector = text.partition(":")
     collection = CollectionName.parse(name)
     if not colon:
@@ -193,6 +199,7 @@ def check_path(path: object) -> str:
     """A path inside an artifact: relative, ``/``-separated UTF-8. Raises `InvalidPathError`."""
     if not isinstance(path, str):
         raise InvalidPathError(f"path {path!r} is not a string")
+    path = exact(path)
     try:
         encoded = path.encode()
     except UnicodeEncodeError:
@@ -215,6 +222,11 @@ def check_path(path: object) -> str:
     return path
 
 
+def exact(text: str) -> str:
+    """The text itself of a string of another class (an Enum's, numpy's), which the format knows nothing of."""
+    return text if type(text) is str else str.__str__(text)
+
+
 def is_text(text: str) -> bool:
     """True if a string can be written as UTF-8: it has no lone surrogates."""
     try:
@@ -232,7 +244,10 @@ def canonical_metadata(metadata: object) -> bytes:
         raise InvalidMetadataError(f"metadata must be a mapping, not {type(metadata).__name__}")
     if len(metadata) > MAX_METADATA_KEYS:
         raise InvalidMetadataError(f"metadata has {len(metadata)} keys, at most {MAX_METADATA_KEYS} are allowed")
-    plain = _plain(metadata, "metadata", 1)
+    try:
+        plain = _Plain().value(metadata, None, 1)
+    except RuntimeError as error:  # another thread changes it
+        raise InvalidMetadataError(f"metadata changed while it was read: {error}") from None
     try:
         text = json.dumps(plain, ensure_ascii=False, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
     except UnicodeEncodeError:
@@ -244,28 +259,105 @@ def canonical_metadata(metadata: object) -> bytes:
     return text
 
 
-def _plain(value: object, where: str, depth: int) -> object:
-    if value is None or isinstance(value, bool | str):
-        return value
-    if isinstance(value, int):
-        return int(value)
-    if isinstance(value, float):
-        return float(value) if math.isfinite(value) else _not_json(where, value)
-    if depth > MAX_METADATA_DEPTH:
-        raise InvalidMetadataError(f"metadata is nested deeper than {MAX_METADATA_DEPTH}")
-    if isinstance(value, Mapping):
-        for key in value:
+def canonical_attrs(attrs: object) -> bytes:
+    """The ``attrs`` of an entry as canonical JSON; empty for none. Raises `InvalidMetadataError`."""
+    if attrs is None or attrs == {}:
+        return b""
+    try:
+        text = canonical_metadata(attrs)
+    except InvalidMetadataError as error:
+        raise InvalidMetadataError(f"attrs: {error}", hint="a small JSON object: str keys, finite numbers") from None
+    if len(text) > MAX_ATTRS_BYTES:
+        raise InvalidMetadataError(
+            f"attrs have {len(text)} bytes, at most {MAX_ATTRS_BYTES} are allowed", hint="put more into a file"
+        )
+    return text
+
+
+def canonical_host_attrs(attrs: object) -> bytes:
+    """The ``attrs`` of a version or run, the host's own, as canonical JSON. Raises `InvalidMetadataError`."""
+    try:
+        text = canonical_metadata(attrs)
+    except InvalidMetadataError as error:
+        raise InvalidMetadataError(f"attrs: {error}", hint="a JSON object: str keys, finite numbers") from None
+    if len(text) > MAX_HOST_ATTRS_BYTES:
+        raise InvalidMetadataError(
+            f"attrs have {len(text)} bytes, at most {MAX_HOST_ATTRS_BYTES} are allowed", hint="put more into a file"
+        )
+    return text
+
+
+def check_id(text: object, what: str) -> str:
+    """An id or name that writers agree on: 1 to 128 characters, any but control ones. Raises `InvalidNameError`."""
+    if not isinstance(text, str) or not 0 < len(text) <= MAX_LABEL or _CONTROL.search(text) or not is_text(text):
+        raise InvalidNameError(f"{what} {text!r:.200} is not valid", hint="1 to 128 characters, none of them control")
+    return exact(text)
+
+
+def check_words(text: object, what: str, longest: int = MAX_LABEL) -> str:
+    """A short free text, such as the name of a run. Raises `InvalidNameError`."""
+    if not isinstance(text, str) or len(text) > longest or not is_text(text):
+        raise InvalidNameError(f"{what} {text!r:.200} is not valid", hint=f"a text of at most {longest} characters")
+    return exact(text)
+
+
+_Place = tuple["_Place", object] | None
+"""the keys and positions that lead to a value, last first"""
+
+
+class _Plain:
+    """Copies metadata in plain types; gives up once it is too large, however small what repeats in it."""
+
+    def __init__(self) -> None:
+        self.left = MAX_METADATA_BYTES + 1
+        """what JSON may still have; each value takes at least the character before or after it as well"""
+
+    def value(self, value: object, where: _Place, depth: int) -> object:
+        """One value. Raises `InvalidMetadataError`."""
+        if isinstance(value, str):
+            self._take(len(value) + 3)
+            return exact(value)
+        self._take(2)
+        if value is None or isinstance(value, bool):
+            return value
+        if isinstance(value, int):
+            return int(value) if value.bit_length() <= MAX_INTEGER_BITS else _not_json(where, "an integer so long")
+        if isinstance(value, float):
+            return float(value) if math.isfinite(value) else _not_json(where, repr(value))
+        if depth > MAX_METADATA_DEPTH:
+            raise InvalidMetadataError(f"metadata is nested deeper than {MAX_METADATA_DEPTH}")
+        if isinstance(value, Mapping):
+            return self._mapping(value, where, depth)
+        if isinstance(value, list | tuple):
+            return [self.value(item, (where, i), depth + 1) for i, item in enumerate(value)]
+        return _not_json(where, f"{value!r:.80}")
+
+    def _mapping(self, value: Mapping[object, object], where: _Place, depth: int) -> dict[str, object]:
+        plain: dict[str, object] = {}
+        for key, item in value.items():
             if not isinstance(key, str):
-                _not_json(f"a key of {where}", key)
-        return {key: _plain(item, f"{where}[{key!r}]", depth + 1) for key, item in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(item, f"{where}[{i}]", depth + 1) for i, item in enumerate(value)]
-    return _not_json(where, value)
+                _not_json(where, f"{key!r:.80}", "a key of ")
+            self._take(len(key) + 3)
+            plain[exact(key)] = self.value(item, (where, key), depth + 1)
+        if where is None and len(plain) > MAX_METADATA_KEYS:  # a mapping may say what it likes of its length
+            raise InvalidMetadataError(f"metadata has {len(plain)} keys, at most {MAX_METADATA_KEYS} are allowed")
+        return plain
+
+    def _take(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise InvalidMetadataError(f"metadata is longer than {MAX_METADATA_BYTES} bytes as JSON")
 
 
-def _not_json(where: str, value: object) -> NoReturn:
+def _not_json(where: _Place, what: str, before: str = "") -> NoReturn:
+    keys = []
+    while where is not None:
+        where, key = where
+        keys.append(f"[{key!r:.80}]")
+    place = "metadata" + "".join(reversed(keys))
     raise InvalidMetadataError(
-        f"{where} is {value!r:.80}, which JSON cannot say", hint="use str, int, finite float, bool, None, list, dict"
+        f"{before}{place} is {what}, which JSON cannot say",
+        hint="use str, int, finite float, bool, None, list, dict",
     )
 
 
@@ -275,6 +367,7 @@ def check_description(text: object) -> str:
         return ""
     if not isinstance(text, str):
         raise InvalidInputError(f"description {text!r} is not a string")
+    text = exact(text)
     try:
         size = len(text.encode())
     except UnicodeEncodeError:
@@ -282,6 +375,15 @@ def check_description(text: object) -> str:
     if size > MAX_DESCRIPTION_BYTES:
         raise LimitError(f"the description has {size} bytes, at most {MAX_DESCRIPTION_BYTES} are allowed")
     return text
+
+
+def check_timeout(timeout: object) -> float | None:
+    """Seconds to wait at most; None: as long as it takes. Raises `InvalidInputError`."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, int | float) or not timeout >= 0:
+        raise InvalidInputError(f"timeout={timeout!r} is not a number of seconds", hint="0 or more, or None: no limit")
+    return float(timeout)
 
 
 def ttl_seconds(ttl: object) -> int:

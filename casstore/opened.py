@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from casstore.backend.osops import OsOps
-from casstore.config import ChunkerParams, Runtime, Settings, StoreConfig
+from casstore.config import ChunkerParams, Runtime, Settings, StoreConfig, warn_of_unknown_variables
 from casstore.engine import Engine
 from casstore.errors import CasstoreError
 from casstore.model import Unpin
@@ -52,8 +52,10 @@ class OpenedStore:
 
         ``clock`` returns an aware UTC datetime and is the only time the store knows. ``rebuild_index``: make the view
         again, also when the log ends before what it shows, as one does that was restored from a copy. Raises
-        `StoreNotFoundError`, `UnsupportedFormatError`, `IntegrityError`, `BackendError`.
+        `StoreNotFoundError`, `UnsupportedFormatError`, `IntegrityError`, `BackendError`. Warns (`UserWarning`) of
+        ``CASSTORE_*`` variables it does not know.
         """
+        warn_of_unknown_variables(stacklevel=2)
         world, mine = _world(runtime, clock), settings or Settings()
         engine = open_store(url, world, mine, ops, create=create, read_only=read_only, rebuild=rebuild_index)
         return cls(os.fspath(url), read_only=read_only, runtime=world, settings=mine, ops=ops, engine=engine)
@@ -137,7 +139,7 @@ class OpenedStore:
             held = {key for key, _ in engine.view.pins()}
             if pin in held:
                 with suppress(CasstoreError):  # somebody else released it, or it will expire
-                    engine.commit(lambda _, pin=pin: (Unpin(pin),))  # type: ignore[misc]
+                    engine.commit(lambda _, pin=pin: (Unpin(pin),), asked=True)  # type: ignore[misc]
 
 
 def _world(runtime: Runtime | None, clock: Callable[[], datetime] | None) -> Runtime:

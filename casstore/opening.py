@@ -13,12 +13,15 @@ from casstore.backend.wrap import ReadOnlyBackend
 from casstore.config import Runtime, Settings, StoreConfig, boot_id, cache_directory, on_network
 from casstore.engine import Engine
 from casstore.errors import AlreadyExistsError, BackendError, NotFoundError, StoreNotFoundError
+from casstore.format.filerows import FILES
 from casstore.format.layout import FORMAT_KEY, check_config, decode_store, encode_store
 from casstore.format.rows import VIEW_VERSION
 from casstore.index import LmdbIndex, MemoryIndex
 from casstore.state import TABLES
 
 INDEX = "index"
+HOST_TABLES = (*TABLES, FILES)
+"""the state, and what a host remembers besides (`casstore.statcache`)"""
 
 
 def create_store(url: str | os.PathLike[str], config: StoreConfig, runtime: Runtime, ops: OsOps | None) -> None:
@@ -55,7 +58,7 @@ def open_store(
     path = is_local(url)
     if read_only or path is None:
         # Nothing may be written beside a read-only store, and a memory store needs no files.
-        engine = Engine(backend, config, MemoryIndex(TABLES), runtime, settings, effects, read_only=read_only)
+        engine = Engine(backend, config, MemoryIndex(HOST_TABLES), runtime, settings, effects, read_only=read_only)
     else:
         directory = _index_directory(path, config)
         storage = _index(directory, settings)
@@ -64,6 +67,7 @@ def open_store(
             LmdbIndex.discard(directory, generation)
 
         engine = Engine(backend, config, storage, runtime, settings, effects, discard=discard)
+    engine.place = None if path is None else str(path)
     try:
         if rebuild:
             engine.view.rebuild()
@@ -79,11 +83,11 @@ def open_store(
 def _index(directory: Path, settings: Settings) -> LmdbIndex | MemoryIndex:
     """The index in a directory; one in memory, made from the log, where there is no room to make or mend it."""
     try:
-        return LmdbIndex.open(directory, TABLES, map_bytes=settings.index_map_bytes, boot_id=boot_id())
+        return LmdbIndex.open(directory, HOST_TABLES, map_bytes=settings.index_map_bytes, boot_id=boot_id())
     except BackendError as error:
         if not is_full(error):
             raise
-        return MemoryIndex(TABLES)
+        return MemoryIndex(HOST_TABLES)
 
 
 def _index_directory(path: Path, config: StoreConfig) -> Path:

@@ -88,7 +88,8 @@ def add(engine: Engine, what: str | Sequence[str], purpose: str, ttl: timedelta 
     Raises `InvalidInputError`, `VersionNotFoundError`, `NotFoundError` for a digest that is not stored.
     """
     wanted = _wanted(what)
-    if not check_description(purpose).strip():
+    purpose = check_description(purpose)
+    if not purpose.strip():
         raise InvalidInputError("a pin needs a purpose", hint="such as 'training run 12'")
     _check_ttl(ttl)
     pin = engine.runtime.random_bytes(ID_BYTES)
@@ -172,8 +173,8 @@ def _info(engine: Engine, tables: Tables, key: bytes, row: PinRow) -> PinInfo:
     )
 
 
-def remove(engine: Engine, id: str) -> None:
-    """Let a pin go. Raises `NotFoundError`."""
+def remove(engine: Engine, id: str, *, asked: bool = False) -> None:
+    """Let a pin go; ``asked``: by who made it for itself. Raises `NotFoundError`."""
     key = _key(id)
 
     def build(tables: Tables) -> Sequence[Record]:
@@ -181,7 +182,7 @@ def remove(engine: Engine, id: str) -> None:
             raise _unknown(id)
         return (Unpin(key),)
 
-    engine.commit(build)
+    engine.commit(build, asked=asked)
 
 
 def renew(engine: Engine, id: str, ttl: timedelta | None) -> PinInfo:
@@ -206,7 +207,7 @@ def pinned(engine: Engine, what: str | Sequence[str], purpose: str, ttl: timedel
         yield info
     finally:
         with suppress(NotFoundError):  # it expired and was collected, or somebody else let it go
-            remove(engine, info.id)
+            remove(engine, info.id, asked=True)
 
 
 def _key(id: object) -> bytes:
@@ -238,7 +239,7 @@ def renew_draft(engine: Engine, key: bytes) -> None:
 
     # Whoever goes on will meet the same trouble, and tell it better.
     with suppress(CasstoreError):
-        engine.commit(build)
+        engine.commit(build, asked=True)
 
 
 # --- long reads ----------------------------------------------------------------------------------
@@ -288,7 +289,7 @@ class LongRead:
             holding = fresh
             return (Pin(fresh, holder(self._engine.runtime), self._purpose, (self._root,), end),)
 
-        self._engine.commit(build)
+        self._engine.commit(build, asked=True)
         self._pin = holding
 
     def release(self) -> None:
@@ -296,7 +297,7 @@ class LongRead:
         key, self._pin = self._pin, None
         if key is not None:
             with suppress(CasstoreError):  # then it expires
-                remove(self._engine, key.hex())
+                remove(self._engine, key.hex(), asked=True)
 
     def abandon(self) -> None:
         """It is over, but this is no moment to write: let go with the next commit of this handle that has time."""

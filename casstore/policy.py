@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields
 from datetime import timedelta
@@ -10,8 +11,9 @@ from datetime import timedelta
 from casstore.artifact import Base
 from casstore.errors import InvalidInputError
 from casstore.model import Inherit
-from casstore.names import MAX_TTL, CollectionName, check_aliases, check_type, parse_reference, ttl_seconds
+from casstore.names import MAX_TTL, CollectionName, check_aliases, check_type, is_text, parse_reference, ttl_seconds
 from casstore.overlay import Tables
+from casstore.reference import ALLOW, ERROR, Access
 from casstore.retention import Rules, rules_from
 from casstore.state import head_of
 from casstore.view import policy_values
@@ -33,6 +35,10 @@ class Policy:
     A pack is rewritten by an online collection if this share of it is garbage (``data_waste``, for packs of tree nodes
     ``node_waste``), as long as this share of the store is (``store_waste``) and at most ``copy_bytes`` were copied
     (None: a tenth of the store, from 1 to 10 GiB); ``small_packs``: so many are merged, if they make a whole one.
+    ``reserved_types``: no version of these types is made. ``reference_roots``: directories (absolute paths) that
+    ``file://`` references may lead into, when they are logged and when they are read; None = anywhere.
+    ``on_private_address``: whether a reference that is read may lead to an address that is not public: ``allow`` or
+    ``error``.
     """
 
     trash_days: float = 30.0
@@ -49,6 +55,9 @@ class Policy:
     store_waste: float = 0.05
     small_packs: int = 10
     copy_bytes: int | None = None
+    reserved_types: tuple[str, ...] = ()
+    reference_roots: tuple[str, ...] | None = None
+    on_private_address: str = ALLOW
 
     def to_dict(self) -> dict[str, object]:
         """The rules as JSON values; times in seconds."""
@@ -101,8 +110,25 @@ def _some_seconds(value: object) -> timedelta:
 
 def _types(value: object) -> tuple[str, ...]:
     if not isinstance(value, list | tuple | set | frozenset):
-        raise InvalidInputError(f"no_ttl_types={value!r} is not a list of types")
+        raise InvalidInputError(f"{value!r} is not a list of types")
     return tuple(sorted({check_type(kind) for kind in value}))
+
+
+def _roots(value: object) -> tuple[str, ...] | None:
+    if value is None:
+        return None
+    if not isinstance(value, list | tuple | set | frozenset):
+        raise InvalidInputError(f"reference_roots={value!r} is not a list of directories", hint="or None for anywhere")
+    for path in value:
+        if not isinstance(path, str) or not path.startswith("/") or "\0" in path or not is_text(path):
+            raise InvalidInputError(f"{path!r} is not an absolute path")
+    return tuple(sorted({os.path.normpath(path) for path in value}))
+
+
+def _private(value: object) -> str:
+    if value not in {ALLOW, ERROR}:
+        raise InvalidInputError(f"on_private_address={value!r} is not valid", hint=f"{ALLOW} or {ERROR}")
+    return str(value)
 
 
 def _retention(value: object) -> Rules | None:
@@ -146,6 +172,9 @@ _KEYS: Mapping[str, _Key] = {
     "store_waste": _Key(_share, _share),
     "small_packs": _Key(_several, _several),
     "copy_bytes": _Key(lambda value: whole(value, "copy_bytes"), lambda value: whole(value, "copy_bytes")),
+    "reserved_types": _Key(lambda value: list(_types(value)), _types),
+    "reference_roots": _Key(lambda value: _json(_roots(value)), _roots),
+    "on_private_address": _Key(_private, _private),
 }
 
 
@@ -164,6 +193,11 @@ def load(values: Mapping[str, object]) -> Policy:
 def in_force(tables: Tables) -> Policy:
     """The rules at a position of the log."""
     return load(policy_values(tables))
+
+
+def reference_access(rules: Policy) -> Access:
+    """What the references of a store may reach when they are read."""
+    return Access(rules.reference_roots, rules.on_private_address)
 
 
 def purge_time(tables: Tables) -> int:

@@ -11,11 +11,11 @@ from casstore.config import from_micros
 from casstore.engine import Engine
 from casstore.errors import QuotaExceededError
 from casstore.gc.plan import garbage
-from casstore.model import VersionState
+from casstore.model import VersionRow, VersionState
 from casstore.overlay import Tables
 from casstore.policy import DAY, FREE, Policy, in_force
 from casstore.state import head_of
-from casstore.view import collections, trashed, versions
+from casstore.view import collections, trashed, versions, with_links
 
 
 class Keep(Enum):
@@ -123,8 +123,8 @@ def forecast(engine: Engine, within: timedelta) -> Forecast:
     with engine.foresee(lambda _: ()) as tables:
         horizon = head_of(tables).safe + span
         terms = expiry.terms_in_force(tables)
-        gone = [version.root for version in trashed(tables) if version.purge_at <= horizon]
-        aging = []
+        gone = [version for version in trashed(tables) if version.purge_at <= horizon]
+        aging: list[VersionRow] = []
         for collection in collections(tables):
             for version in versions(tables, collection.id, states=(VersionState.COMMITTED,)):
                 moment = expiry.expires(terms, collection, version)
@@ -133,6 +133,6 @@ def forecast(engine: Engine, within: timedelta) -> Forecast:
                 # It cannot have been trashed before now, however long it is past its time.
                 trashed_at = max(moment, head_of(tables).safe)
                 if trashed_at + int(terms.policy.trash_days * DAY) <= horizon:
-                    aging.append(version.root)
-        freed = garbage(tables, [*gone, *aging]).stored
+                    aging.append(version)
+        freed = garbage(tables, [version.root for version in with_links(tables, [*gone, *aging])]).stored
     return Forecast(from_micros(engine.runtime.now() + span), freed, len(gone), len(aging))

@@ -457,7 +457,7 @@ def _pieces(engine: Engine, entry: Entry, path: str, loss: _Loss) -> Iterable[Pi
     if entry.tree is None:
         yield from pieces(engine, entry)
         return
-    stack = [(entry.tree, 0, entry.size)]
+    stack = [(entry.tree, 0, entry.length)]
     while stack:
         digest, at, size = stack.pop()
         node = _node(engine, digest)

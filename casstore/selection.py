@@ -17,7 +17,7 @@ _SPAN = re.compile(r"v(0|[1-9][0-9]{0,17})(?:\.\.v(0|[1-9][0-9]{0,17}))?")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 GRAMMAR = (
     "terms joined by 'and': unaliased, alias=NAME, tag=NAME, type=NAME, age>30d, version in v1..v9,v12, "
-    "metadata.KEY=VALUE, collection=NAME"
+    "metadata.KEY=VALUE, collection=NAME, run=ID"
 )
 
 
@@ -27,8 +27,9 @@ class Where:
 
     ``alias``: it has this one. ``version_in``: ``v3`` or ``v1..v9`` (both ends included), one or several.
     ``tag``, ``type``, ``collection``: these. ``older_than``: committed longer ago. ``unaliased``: no alias at all.
-    ``metadata``: these keys have these values, nested ones by ``a.b``. At least one condition is needed, and
-    ``collection`` alone is none: a whole collection is deleted as one. Raises `InvalidInputError`.
+    ``metadata``: these keys have these values, nested ones by ``a.b``. ``run``: logged by the run of this id. At least
+    one condition is needed, and ``collection`` alone is none: a whole collection is deleted as one. Raises
+    `InvalidInputError`.
     """
 
     alias: str | None = None
@@ -39,6 +40,7 @@ class Where:
     unaliased: bool = False
     metadata: Mapping[str, object] = field(default_factory=dict)
     collection: str | None = None
+    run: str | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.unaliased, bool):
@@ -51,6 +53,8 @@ class Where:
             check_type(self.type)
         if self.collection is not None:
             CollectionName.parse(self.collection)
+        if self.run is not None and (not isinstance(self.run, str) or not self.run):
+            raise InvalidInputError(f"run={self.run!r} is not the id of a run")
         if self.older_than is not None and (
             not isinstance(self.older_than, timedelta) or self.older_than < timedelta()
         ):
@@ -67,7 +71,10 @@ class Where:
         return bool(
             self.unaliased
             or self.metadata
-            or any(value is not None for value in (self.alias, self.version_in, self.tag, self.type, self.older_than))
+            or any(
+                value is not None
+                for value in (self.alias, self.version_in, self.tag, self.type, self.older_than, self.run)
+            )
         )
 
     def spans(self) -> tuple[tuple[int, int], ...] | None:
@@ -100,6 +107,7 @@ class Where:
             "unaliased": self.unaliased or None,
             "metadata": {k: str(v) if isinstance(v, _Word) else v for k, v in self.metadata.items()} or None,
             "collection": self.collection,
+            "run": self.run,
         }
         return {key: value for key, value in values.items() if value is not None}
 
@@ -129,6 +137,8 @@ class Matcher:
         if self._spans is not None and not any(a <= version.number <= b for a, b in self._spans):
             return False
         if where.tag is not None and where.tag not in version.tags:
+            return False
+        if where.run is not None and where.run != version.run:
             return False
         return not self._metadata or self._has(json.loads(version.metadata))
 
@@ -181,7 +191,7 @@ class _Word:
 
 # --- the command line ----------------------------------------------------------------------------
 
-_TERM = re.compile(r"\s*(unaliased|age|version|alias|tag|type|collection|metadata\.[^\s=<>\"']+)(?![\w.-])\s*")
+_TERM = re.compile(r"\s*(unaliased|age|version|alias|tag|type|collection|run|metadata\.[^\s=<>\"']+)(?![\w.-])\s*")
 _AND = re.compile(r"\s*(and)(?!\S)\s*")
 _AGE = re.compile(r">\s*([0-9]{1,9})([smhdw])(?![\w.])")
 _IN = re.compile(r"in\s+(v[0-9]+(?:\.\.v[0-9]+)?(?:\s*,\s*v[0-9]+(?:\.\.v[0-9]+)?)*)(?!\S)")

@@ -3,23 +3,34 @@
 from __future__ import annotations
 
 import fnmatch
+import io
 import os
 import re
 import stat
+import tempfile
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import IO, BinaryIO
 
-from casstore.errors import InvalidInputError
-from casstore.model import Entry
+from casstore.digest import Buffer
+from casstore.errors import BackendError, CasstoreError, InvalidInputError, LimitError
+from casstore.model import Entry, EntryKind
 
+SPOOL_BYTES = 1024 * 1024
+"""smaller streams stay in memory"""
+COPY_BYTES = 1024 * 1024
 SHOWN = 10
 """links an error message lists"""
+CHECKOUT_MARKER = ".casstore-checkout"
+"""file at the top of a directory that a checkout made: about the directory, and so no part of what is in it"""
 
 
 @dataclass(frozen=True, slots=True)
 class Signature:
-    """What tells that a local file is still the one that was added."""
+    """What tells that a local file is still the one that was added.
+
+    Without its ctime, which a ``chmod`` or another hard link also changes: that is no reason to refuse a file.
+    """
 
     size: int
     mtime_ns: int
@@ -39,6 +50,10 @@ class LocalFile:
     path: str
     signature: Signature
     mode: int | None = None
+    trusted: bool = field(default=True, compare=False)
+    """whether it need not be read if it seems to be what an earlier log has read"""
+    attrs_json: bytes = b""
+    """see `Entry`"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,6 +62,7 @@ class Spooled:
 
     file: IO[bytes]
     size: int
+    attrs_json: bytes = b""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,7 +84,14 @@ class Taken:
     entry: Entry
 
 
-Source = LocalFile | Spooled | Link | EmptyDirectory | Taken
+@dataclass(frozen=True, slots=True)
+class Referred:
+    """A reference: nothing of it is stored but the entry."""
+
+    entry: Entry
+
+
+Source = LocalFile | Spooled | Link | EmptyDirectory | Taken | Referred
 
 
 def open_local(source: LocalFile) -> BinaryIO:
@@ -90,6 +113,117 @@ def open_local(source: LocalFile) -> BinaryIO:
     return os.fdopen(fd, "rb", buffering=0)
 
 
+EMPTY = ("directory",)
+
+
+def shape_of(source: Source) -> tuple[object, ...]:
+    """What a link, a reference or an empty directory is; nothing for a file."""
+    match source:
+        case Referred(entry) | Taken(entry) if entry.pointer is not None:
+            return ("reference", entry.pointer, entry.size)
+        case Link(target):
+            return ("link", target)
+        case EmptyDirectory():
+            return EMPTY
+        case Taken(entry) if entry.kind is EntryKind.LINK:
+            return ("link", entry.target or "")
+        case Taken(entry) if entry.kind is EntryKind.DIRECTORY:
+            return EMPTY
+        case _:
+            return ()
+
+
+def attrs_of(source: Source) -> bytes:
+    """The attrs of its entry, as canonical JSON."""
+    match source:
+        case LocalFile() | Spooled():
+            return source.attrs_json
+        case Taken() | Referred():
+            return source.entry.attrs_json
+        case _:
+            return b""
+
+
+def same_bytes(there: Source, source: Source) -> bool:
+    """True if two files have the same content. A file that changed after it was added is not the same."""
+    try:
+        ours = open_source(there)
+    except InvalidInputError:
+        return False
+    with ours, open_source(source) as theirs:
+        try:
+            while True:
+                a, b = ours.read(COPY_BYTES), theirs.read(COPY_BYTES)
+                if a != b:
+                    return False
+                if not a:
+                    return True
+        except OSError as error:
+            if isinstance(error, CasstoreError):
+                raise
+            raise InvalidInputError(f"cannot read {source!r:.200}: {error.strerror}") from None
+
+
+def open_source(source: Source) -> BinaryIO:
+    """The content of a file, from its beginning."""
+    match source:
+        case LocalFile():
+            return open_local(source)
+        case Spooled():
+            source.file.seek(0)
+            return io.BytesIO(source.file.read()) if source.size <= SPOOL_BYTES else _View(source)
+        case Taken():
+            return source.entry.open()
+        case _:
+            raise AssertionError(source)
+
+
+class _View(io.RawIOBase, BinaryIO):
+    """Reads a spooled file without owning it."""
+
+    def __init__(self, source: Spooled) -> None:
+        self._file = source.file
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int = -1) -> bytes:
+        return self._file.read(size)
+
+
+class Spool(tempfile.SpooledTemporaryFile[bytes]):
+    """A file without a name, in memory while it is short. Belongs to a draft for as long as that lives.
+
+    Closing it in a ``new_file`` block only says that it is complete.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(max_size=SPOOL_BYTES)
+
+    def write(self, data: Buffer, /) -> int:  # type: ignore[override]  # typeshed has overloads of bytes and Buffer
+        """Append. Raises `BackendError` if the disk of temporary files is full."""
+        try:
+            return super().write(data)
+        except OSError as error:
+            failure = BackendError(
+                f"cannot write a temporary file: {error.strerror}", hint="set TMPDIR to another disk"
+            )
+            failure.errno = error.errno
+            raise failure from None
+
+    def close(self) -> None:
+        """Nothing: the draft still needs it."""
+
+    def __del__(self) -> None:
+        super().close()
+
+
+def spooled(spool: IO[bytes], attrs_json: bytes) -> Spooled:
+    """What was written to a spool."""
+    spool.flush()
+    return Spooled(spool, spool.seek(0, os.SEEK_END), attrs_json)
+
+
 def source_path(path: str | os.PathLike[str]) -> str:
     """A local path as text. Raises `InvalidInputError`."""
     try:
@@ -98,6 +232,10 @@ def source_path(path: str | os.PathLike[str]) -> str:
         raise InvalidInputError(f"{path!r} is not a path") from None
     if not isinstance(text, str) or not text or "\0" in text:
         raise InvalidInputError(f"{path!r} is not a path")
+    try:
+        os.fsencode(text)
+    except UnicodeEncodeError:
+        raise InvalidInputError(f"{path!r} is not a path: the file system has no such characters") from None
     return text
 
 
@@ -180,18 +318,22 @@ class _Match:
 class Scan:
     """One walk over a directory tree."""
 
-    def __init__(self, root: str, symlinks: str, globs: Globs, *, allow_outside: bool) -> None:
+    def __init__(
+        self, root: str, symlinks: str, globs: Globs, *, allow_outside: bool, limit: int | None = None
+    ) -> None:
         self.root = os.path.abspath(root)
         self.real = os.path.realpath(root)
         self.symlinks = symlinks
         self.globs = globs
         self.allow_outside = allow_outside
+        self.limit = limit
+        """files it may find"""
         self.links: list[str] = []
         self.pending: list[tuple[str, str, tuple[str, ...]]] = []
         """directories to read: path, path inside the tree, real paths of the links that led there"""
 
     def run(self, *, keep_empty_dirs: bool) -> list[tuple[str, Source]]:
-        """Everything found, by relative path. Raises `InvalidInputError` for what cannot be stored."""
+        """Everything found, by relative path. Raises `InvalidInputError` for what cannot be stored, `LimitError`."""
         found: list[tuple[str, Source]] = []
         self.pending = [(self.root, "", (self.real,))]
         while self.pending:
@@ -227,11 +369,16 @@ class Scan:
                 self._link(item.path, inner, trail, found)
             elif stat.S_ISDIR(info.st_mode):
                 self.pending.append((item.path, inner, trail))
-            elif self.globs.included(inner):
+            elif self.globs.included(inner) and inner != CHECKOUT_MARKER:
                 self._file(item.path, inner, info, found)
 
     def _file(self, path: str, relative: str, info: os.stat_result, found: list[tuple[str, Source]]) -> None:
         check_regular(path, info)
+        if self.limit is not None and len(found) >= self.limit:
+            raise LimitError(
+                f"{len(found) + 1} files found in {self.root!r}, at most {self.limit} are allowed",
+                hint="a part of the directory, or max_objects=",
+            )
         found.append((relative, LocalFile(path, Signature.of(info), stat.S_IMODE(info.st_mode))))
 
     def _link(self, path: str, relative: str, trail: tuple[str, ...], found: list[tuple[str, Source]]) -> None:

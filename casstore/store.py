@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from typing import overload
+from typing import Any, overload
 
 from casstore import (
     ageing,
+    bundle,
     catalogue,
     comparing,
+    copying,
     deletion,
-    expiry,
     inventory,
     pin,
     policy,
@@ -20,10 +22,13 @@ from casstore import (
 )
 from casstore.ageing import ExpireReport, RetentionReport, TtlChange
 from casstore.artifact import Artifact, draft_base, foreign_path
-from casstore.catalogue import full_name
-from casstore.collection import Collection
+from casstore.authority import ask
+from casstore.bundle import BundleFile, ExportReport, ImportReport, ImportRequest
+from casstore.checkout import CheckoutReport, Confirm, accept
+from casstore.collection import Collection, create, list_versions, state_from
 from casstore.comparing import Diff
 from casstore.deletion import BulkDeletion, Plan
+from casstore.distributed import DistributedStore
 from casstore.errors import InvalidInputError
 from casstore.ingest import LogRequest, ingest
 from casstore.inventory import CollectionInfo, CommitInfo
@@ -31,6 +36,7 @@ from casstore.model import INHERIT, AliasChange, Inherit, Progress, VersionState
 from casstore.names import (
     LATEST,
     CollectionName,
+    canonical_host_attrs,
     check_aliases,
     check_description,
     check_tags,
@@ -38,16 +44,17 @@ from casstore.names import (
     ttl_seconds,
 )
 from casstore.retention import rules_from
+from casstore.run import Run
 from casstore.selection import Where
+from casstore.tracking import StoreTracking
 from casstore.trash import Trash
-from casstore.upkeep import StoreUpkeep
+from casstore.trashing import Allowed
 from casstore.version import Deletion, Version
-from casstore.view import versions
 
 DEDUP = ("latest", "any", "never")
 
 
-class Store(StoreUpkeep):
+class Store(StoreTracking, DistributedStore):
     """A store that is open. Thread-safe; survives a fork; pickles as the place it was opened at.
 
     Use `Store.open` or `Store.create`. A context manager: leaving it closes the store.
@@ -68,6 +75,8 @@ class Store(StoreUpkeep):
         if_base_latest: bool = False,
         move_latest: bool = True,
         update: bool = False,
+        run: Run | str | None = None,
+        attrs: Mapping[str, object] | None = None,
         progress: Progress = no_progress,
     ) -> Version:
         """Store an artifact as the next version of its collection; durable on return.
@@ -78,10 +87,11 @@ class Store(StoreUpkeep):
         ``project``: ``project`` or ``entity/project``. ``base``: the version (``vN``) the content was made from, for
         the record, if the artifact is no draft of it. ``if_base_latest``: refuse (`StaleBaseError`) when the
         version the draft was made from, or ``base``, is not ``latest`` any more. ``ttl``: the time to live, from the
-        commit: a timedelta, None (never), INHERIT: the artifact's, else the collection's or the store's. A failed
-        log leaves no trace, burns no number, and leaves the artifact as it was. Raises `TypeConflictError`,
-        `InvalidInputError` for sources that changed or cannot be read, `RefusedError` for a ttl on a type that has
-        none, `BackendError`.
+        commit: a timedelta, None (never), INHERIT: the artifact's, else the collection's or the store's. ``run``: the
+        run it is an output of (see `Run.log`); ``attrs``: up to 64 KiB of JSON that the host keeps with a new version,
+        for good, in ``.attrs``. A failed log leaves no trace, burns no number, and leaves the artifact as it was.
+        Raises `TypeConflictError`, `InvalidInputError` for sources that changed or cannot be read, `RefusedError` for a
+        ttl on a type that has none, `BackendError`.
         """
         if not isinstance(artifact, Artifact):
             raise InvalidInputError(f"log_artifact needs an Artifact, not {type(artifact).__name__}")
@@ -115,7 +125,10 @@ class Store(StoreUpkeep):
             actor=self._runtime.actor,
             pin=None if draft is None else draft.pin,
             admit=quota.admit,
+            run=self._run_id(run),
+            attrs=canonical_host_attrs(attrs),
         )
+        ask(self._runtime, [("log", name.short)])
         result = ingest(engine, artifact, request, progress)
         artifact.finalize()
         return Version(
@@ -129,6 +142,9 @@ class Store(StoreUpkeep):
             stored_bytes=result.stored_bytes,
         )
 
+    def _log(self, artifact: Artifact, **options: Any) -> Version:
+        return self.log_artifact(artifact, **options)
+
     def get(self, ref: str, type: str | None = None, *, expired: bool = False) -> Version:  # noqa: A002
         """The version a reference names: ``[[entity/]project/]collection[:vN|alias|digest]``.
 
@@ -140,20 +156,58 @@ class Store(StoreUpkeep):
             raise InvalidInputError(f"{version.ref} has type {version.type!r}, not {type!r}")
         return version
 
-    def collections(self, type: str | None = None, prefix: str = "") -> Iterator[CollectionInfo]:  # noqa: A002
-        """Collections in name order."""
-        return inventory.list_collections(self._engine, type, prefix)
+    def checkout(
+        self,
+        ref: str,
+        root: str | os.PathLike[str] | None = None,
+        *,
+        force: bool = False,
+        dry_run: bool = False,
+        confirm: Confirm = accept,
+        allow_missing_references: bool = False,
+        progress: Progress = no_progress,
+    ) -> CheckoutReport:
+        """`Version.checkout` by reference."""
+        return self.get(ref).checkout(
+            root,
+            force=force,
+            dry_run=dry_run,
+            confirm=confirm,
+            allow_missing_references=allow_missing_references,
+            progress=progress,
+        )
 
-    def versions(self, collection: str, *, newest_first: bool = True, trashed: bool = False) -> list[Version]:
-        """Versions of a collection, newest first; those in the trash instead with ``trashed``."""
-        name = CollectionName.parse(collection)
-        state = VersionState.TRASHED if trashed else VersionState.COMMITTED
-        self._engine.view.refresh()
-        with self._engine.view.read() as tables:
-            row = catalogue.find_collection(tables, name, hidden=trashed)
-            stored = versions(tables, row.id, newest_first=newest_first, states=(state,))
-            rows = list(expiry.visible(tables, expiry.terms_now(self._engine, tables), row, stored))
-        return [Version(self._engine, catalogue.Found(full_name(row), row, version)) for version in rows]
+    def link(self, ref: str, target: str, aliases: Sequence[str] = ()) -> Version:
+        """`Version.link` by reference."""
+        return self.get(ref).link(target, aliases)
+
+    def collections(
+        self,
+        type: str | None = None,  # noqa: A002 - the users' word
+        prefix: str = "",
+        *,
+        kind: str | None = None,
+    ) -> Iterator[CollectionInfo]:
+        """Collections in name order, empty ones too; ``kind``: only ``sequence`` or ``portfolio``."""
+        return inventory.list_collections(self._engine, type, prefix, kind)
+
+    def versions(
+        self,
+        collection: str,
+        *,
+        newest_first: bool = True,
+        trashed: bool = False,
+        state: str | None = None,
+        where: Where | None = None,
+    ) -> list[Version]:
+        """Versions of a collection, newest first; see `Collection.versions`."""
+        return list_versions(
+            self._engine,
+            CollectionName.parse(collection),
+            newest_first=newest_first,
+            state=state_from(state, trashed=trashed),
+            where=where,
+        )
 
     def alias_log(self, collection: str, alias: str | None = None) -> list[AliasChange]:
         """How the aliases of a collection moved, oldest first."""
@@ -169,7 +223,15 @@ class Store(StoreUpkeep):
         return inventory.commits(self._engine, limit)
 
     @overload
-    def delete(self, ref: str, delete_aliases: bool = ..., reason: str = ...) -> Deletion: ...  # noqa: FBT001
+    def delete(
+        self,
+        ref: str,
+        delete_aliases: bool = ...,  # noqa: FBT001
+        reason: str = ...,
+        *,
+        delete_links: bool = ...,
+        if_in_use: str = ...,
+    ) -> Deletion: ...
 
     @overload
     def delete(
@@ -180,6 +242,8 @@ class Store(StoreUpkeep):
         *,
         where: Where,
         collection: str | None = ...,
+        delete_links: bool = ...,
+        if_in_use: str = ...,
         dry_run: bool = ...,
     ) -> BulkDeletion: ...
 
@@ -191,19 +255,23 @@ class Store(StoreUpkeep):
         *,
         where: Where | None = None,
         collection: str | None = None,
+        delete_links: bool = False,
+        if_in_use: str = "cancel",
         dry_run: bool = False,
     ) -> Deletion | BulkDeletion:
         """Move a version to the trash; see `Version.delete`. One that is there already is left there.
 
         With ``where``, all versions that match (in ``collection``), in one commit; those that are protected, or have
-        aliases without ``delete_aliases``, are skipped and listed. ``dry_run`` returns what the run would.
+        aliases without ``delete_aliases``, links to them without ``delete_links``, or with ``if_in_use="refuse"`` are
+        in use, are skipped and listed. Links themselves never match. ``dry_run`` returns what the run would.
         """
         reason = check_description(reason)
+        allowed = Allowed.of(aliases=delete_aliases, links=delete_links, if_in_use=if_in_use)
         if where is not None or ref is None:
             if ref is not None or where is None:
                 raise InvalidInputError("delete takes a reference or a predicate", hint="where=Where(unaliased=True)")
             request = deletion.request_for(
-                self._engine, where, (), collection=collection, delete_aliases=delete_aliases, reason=reason
+                self._engine, where, (), collection=collection, allowed=allowed, reason=reason
             )
             if dry_run:
                 return deletion.plan(self._engine, request).foreseen
@@ -215,7 +283,9 @@ class Store(StoreUpkeep):
         with self._engine.view.read() as tables:
             states = (VersionState.COMMITTED, VersionState.TRASHED)
             found = catalogue.find(tables, reference, states=states)
-        return Version(self._engine, found).delete(delete_aliases, reason)
+        return Version(self._engine, found).delete(
+            delete_aliases, reason, delete_links=delete_links, if_in_use=if_in_use
+        )
 
     def plan_delete(
         self,
@@ -224,11 +294,14 @@ class Store(StoreUpkeep):
         reason: str = "",
         *,
         collection: str | None = None,
+        delete_links: bool = False,
+        if_in_use: str = "cancel",
     ) -> Plan:
         """What deleting the versions of a predicate, or some by name, would do. Its ``apply()`` does just that.
 
         ``apply`` raises `StaleBaseError` if the store moved in a way that changes the plan. Named versions that are
-        protected or have aliases in the way raise `ProtectedError`, `AliasGuardError`; others are skipped.
+        protected or have aliases, links or uses in the way raise `ProtectedError`, `AliasGuardError`,
+        `LinkGuardError`, `InUseError`; others are skipped. Links that are named are unlinked.
         """
         if isinstance(which, str):
             raise InvalidInputError("plan_delete needs a list of references, or a predicate", hint="[ref]")
@@ -238,10 +311,23 @@ class Store(StoreUpkeep):
             where,
             refs,
             collection=collection,
-            delete_aliases=delete_aliases,
+            allowed=Allowed.of(aliases=delete_aliases, links=delete_links, if_in_use=if_in_use),
             reason=check_description(reason),
         )
         return deletion.plan(self._engine, request)
+
+    def create_collection(
+        self,
+        name: str,
+        type: str,  # noqa: A002 - the users' word
+        kind: str = "sequence",
+        description: str = "",
+    ) -> Collection:
+        """Make a collection without versions; one of kind ``portfolio`` takes links only (`Version.link`).
+
+        Raises `NameTakenError` if there is one, also in the trash; `RefusedError` for a type that is reserved.
+        """
+        return create(self._engine, name, type, kind, description)
 
     def collection(self, ref: str) -> Collection:
         """A collection: its versions, protection and deletion. Raises `CollectionNotFoundError`."""
@@ -254,6 +340,109 @@ class Store(StoreUpkeep):
     def trash(self) -> Trash:
         """Versions and collections that are hidden and can be restored."""
         return Trash(self._engine)
+
+    # --- moving
+
+    def copy(
+        self,
+        ref: str,
+        dest: str,
+        *,
+        aliases: Sequence[str] = (),
+        tags: Sequence[str] | None = None,
+        ttl: timedelta | Inherit | None = INHERIT,
+        dedup: str = "latest",
+        move_latest: bool = True,
+        update: bool = False,
+    ) -> Version:
+        """Log the content of a version as the next version of another collection (``[[entity/]project/]name``).
+
+        Takes a commit, whatever the size: no file is read or stored. Type, description, metadata and, without
+        ``tags``, tags and attrs come along; aliases and the time to live do not. Else as
+        `log_artifact`, also when ``dest`` has the content already. Raises `VersionNotFoundError`, `TypeConflictError`.
+        """
+        if dedup not in DEDUP:
+            raise InvalidInputError(f"dedup={dedup!r} is not valid", hint=", ".join(DEDUP))
+        engine = self._engine
+        source = self.get(ref)
+        seconds = ttl_seconds(ttl)
+        ageing.check_loggable(engine, source.type, seconds)
+        request = LogRequest(
+            collection=CollectionName.parse(dest),
+            aliases=tuple(alias for alias in check_aliases(aliases) if alias != LATEST),
+            move_latest=move_latest,
+            tags=() if tags is None else check_tags(tags),
+            ttl=seconds,
+            dedup=dedup,
+            base="",
+            strict_base=None,
+            update=update,
+            actor=self._runtime.actor,
+            pin=None,
+        )
+        ask(self._runtime, [("log", request.collection.short)])
+        result = copying.copy(engine, parse_reference(source.qualified_name), request, keep_tags=tags is None)
+        made = f"{request.collection}:v{result.number}"
+        return Version(
+            engine,
+            catalogue.lookup(engine, made, expired=True, states=tuple(VersionState)),
+            created=result.created,
+            latest_before=None if result.latest_before is None else f"v{result.latest_before}",
+            ignored=result.ignored,
+        )
+
+    def export(
+        self,
+        refs: str | Sequence[str],
+        file: BundleFile,
+        *,
+        overwrite: bool = False,
+        progress: Progress = no_progress,
+    ) -> ExportReport:
+        """Write versions, with their labels and all their content, into one file that another store can import.
+
+        ``file``: a path, which appears whole and durable or not at all, or a binary file object. A file that is there
+        is refused (`AlreadyExistsError`) without ``overwrite``. The same versions give the same bytes, in whatever
+        order they are named. Needs memory for a list of what is in them: about 200 bytes a chunk, and 30 MB. Raises
+        `VersionNotFoundError`, also for versions in the trash, and `IntegrityError`.
+        """
+        return bundle.export(self._engine, refs, file, overwrite=overwrite, progress=progress)
+
+    def import_bundle(
+        self,
+        file: BundleFile,
+        *,
+        project: str | None = None,
+        rename: Mapping[str, str] | None = None,
+        aliases: bool = True,
+        max_bytes: int | None = None,
+        dry_run: bool = False,
+        progress: Progress = no_progress,
+    ) -> ImportReport:
+        """Bring the versions of a bundle into this store: all of them, in one commit, or none.
+
+        Each becomes the next version of its collection, in the order of their old numbers; one whose content the
+        collection has already is skipped. ``project`` (``project`` or ``entity/project``): where all collections go,
+        instead of where they were. ``rename``: old collection name → new one. ``aliases``: set those that are free; one
+        that another version has stays there, and is reported. A time to live starts anew.
+
+        A bundle may come from anybody: all of it is checked before the store is touched, and one that is not as
+        `export` makes them changes nothing. ``max_bytes``: of content, and of a stream that cannot be read twice, which
+        is put into a temporary file first. Needs memory for a list of what is in it, about 250 bytes a chunk, for the
+        labels of all versions, and for a few packs. Raises `FormatError`, `UnsupportedFormatError`, `IntegrityError`,
+        `InvalidInputError`, `LimitError`, `TypeConflictError`, `NameTakenError`, `RefusedError`, `QuotaExceededError`.
+        """
+        request = ImportRequest(
+            project=project,
+            rename={} if rename is None else rename,
+            aliases=aliases,
+            max_bytes=max_bytes,
+            dry_run=dry_run,
+            actor=self._runtime.actor,
+            admit=quota.admit,
+            allow=lambda kind, seconds: ageing.check_loggable(self._engine, kind, seconds),
+        )
+        return bundle.import_bundle(self._engine, file, request, progress)
 
     # --- time
 

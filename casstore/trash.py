@@ -13,15 +13,15 @@ from casstore.catalogue import Found, full_name
 from casstore.collection import Collection
 from casstore.config import from_micros, to_micros
 from casstore.engine import Engine
-from casstore.errors import IntegrityError, InvalidInputError, RefusedError, VersionNotFoundError
-from casstore.gc.mark import check_reachable
+from casstore.errors import InvalidInputError, RefusedError, VersionNotFoundError
 from casstore.gc.plan import garbage
-from casstore.model import Purge, Record, VersionRow, VersionState
+from casstore.model import Record, VersionRow, VersionState
 from casstore.names import CollectionName, parse_reference
 from casstore.overlay import Tables
-from casstore.state import BY_COLLECTION, BY_SOURCE, TRASHED, head_of
+from casstore.restoring import check_whole
+from casstore.state import BY_COLLECTION, BY_SOURCE, head_of
 from casstore.version import Version
-from casstore.view import collections, trashed
+from casstore.view import collections, trashed, with_links
 
 SORTS = ("purge_at", "trashed_at", "ref")
 
@@ -62,6 +62,11 @@ class TrashItem:
         }
 
 
+def exclusive(tables: Tables, rows: Sequence[VersionRow]) -> int:
+    """Stored bytes that only some versions and the links to them keep."""
+    return garbage(tables, [row.root for row in with_links(tables, rows)]).stored
+
+
 class Trash:
     """The trash of one store."""
 
@@ -95,17 +100,17 @@ class Trash:
                         row.trash_actor,
                         row.trash_reason,
                         sum(version.size for version in unit),
-                        garbage(tables, [version.root for version in unit]).stored,
+                        exclusive(tables, unit),
                         "collection",
                         len(unit),
                     )
                 )
         for version in trashed(tables):
-            if (version.collection, version.number) in with_their_collection:
+            if (version.collection, version.number) in with_their_collection or version.trashed_by == BY_SOURCE:
                 continue
             items.append(
                 TrashItem(
-                    self._found(tables, version).label,
+                    catalogue.found_of(tables, version).label,
                     version.type,
                     from_micros(version.trashed),
                     from_micros(version.purge_at + head.highest - head.safe),
@@ -113,39 +118,38 @@ class Trash:
                     version.trash_actor,
                     version.trash_reason,
                     version.size,
-                    garbage(tables, [version.root]).stored,
+                    exclusive(tables, [version]),
                 )
             )
         return items
-
-    def _found(self, tables: Tables, version: VersionRow) -> Found:
-        row = catalogue.collection_of(tables, version)
-        return Found(full_name(row), row, version)
 
     def __len__(self) -> int:
         self._engine.view.refresh()
         with self._engine.view.read() as tables:
             hidden = [row for row in collections(tables) if row.state is VersionState.TRASHED]
-            return tables.count(TRASHED) + sum(1 - len(deletion.unit(tables, row)) for row in hidden)
+            shown = sum(1 for version in trashed(tables) if version.trashed_by != BY_SOURCE)
+            return shown + sum(1 - len(deletion.unit(tables, row)) for row in hidden)
 
-    def restore(self, ref: str) -> Any:
+    def restore(self, ref: str, name: str | None = None) -> Any:
         """Bring back a version, or a collection with what was trashed with it: returns the `Version` or `Collection`.
 
         A version has its number, metadata and tags again, and the aliases that are still free; those that belong to
-        another version by now are in ``.aliases_not_restored`` of what is returned.
+        another version by now are in ``.aliases_not_restored`` of what is returned. The links that went with it come
+        back as well.
+
+        ``name``: for a version whose collection is in the trash or has another type by now: its content and labels
+        become the next version of this collection, where ``latest`` moves to it; what is in the trash stays there.
 
         Every tree is walked first; `IntegrityError` if something is missing, and it stays in the trash. Raises
-        `VersionNotFoundError` if it is not in the trash, `ParentDeletedError` if its collection is.
+        `VersionNotFoundError` if it is not in the trash, `ParentDeletedError` if its collection is, or the source of a
+        link.
         """
-        name = self._collection(ref)
-        if name is not None:
-            return self._restore_collection(name)
-        found = self._lookup(ref)
-        self._check_whole((found.version.root,), found.label, found.name, found.version.number)
-        lost = catalogue.restore(self._engine, found, self._engine.runtime.actor)
-        # Whatever became of it since: the restore took effect.
-        now = catalogue.lookup(self._engine, found.label, expired=True, states=tuple(VersionState))
-        return Version(self._engine, now, aliases_not_restored=lost)
+        hidden = self._collection(ref)
+        if hidden is not None and name is not None:
+            raise InvalidInputError(f"{ref!r} is a collection in the trash", hint="name= goes with a version: name:vN")
+        if hidden is not None:
+            return self._restore_collection(hidden)
+        return Version(self._engine, self._lookup(ref)).restore(name)
 
     def _collection(self, ref: str) -> CollectionName | None:
         """The name of a collection in the trash, if that is what a reference says."""
@@ -157,27 +161,15 @@ class Trash:
             row = catalogue.find_collection(tables, reference.collection, hidden=True)
             if row.state is VersionState.PURGED:
                 catalogue.find_collection(tables, reference.collection)
-        return reference.collection if row.state is VersionState.TRASHED else None
+        return full_name(row) if row.state is VersionState.TRASHED else None
 
     def _restore_collection(self, name: CollectionName) -> Collection:
         with self._engine.view.read() as tables:
             unit = deletion.unit(tables, deletion.trashed_collection(tables, name))
-        self._check_whole(tuple(dict.fromkeys(version.root for version in unit)), name.short, name, None)
+        check_whole(self._engine, [version.root for version in unit], name.short, name, None)
         deletion.restore_collection(self._engine, name)
         with self._engine.view.read() as tables:
             return Collection(self._engine, catalogue.find_collection(tables, name, hidden=True))
-
-    def _check_whole(self, roots: tuple[bytes, ...], label: str, name: CollectionName, number: int | None) -> None:
-        """Every node and chunk below the roots has a place."""
-        try:
-            check_reachable(self._engine, roots)
-        except IntegrityError as error:
-            raise IntegrityError(
-                f"{label} stays in the trash: {error.message}",
-                hint="casstore fsck",
-                collection=name.short,
-                version=None if number is None else f"v{number}",
-            ) from None
 
     def purge(self, ref: str) -> str:
         """Drop a trashed version for good, before its date; a collection then frees what only it kept.
@@ -210,27 +202,23 @@ class Trash:
         chosen: builtins.list[tuple[int, str]] = []
 
         def build(tables: Tables) -> Sequence[Record]:
-            chosen.clear()
-            records: builtins.list[Record] = []
-            whole: set[int] = set()
-            for row in collections(tables):
-                if row.state is VersionState.TRASHED and (limit is None or row.trashed <= limit):
-                    whole.add(row.id)
-                    chosen.append((row.purge_at, full_name(row).short))
-                    records += deletion.purge_records(tables, row, engine.runtime.actor)
-            for version in trashed(tables):
-                if version.collection in whole or (limit is not None and version.trashed > limit):
-                    continue
-                if version.trashed_by == BY_COLLECTION and self._in_unit(tables, version):
-                    continue  # it goes when its collection goes
-                if version.trashed_by == BY_SOURCE:
-                    continue  # it goes when its source goes
-                found = self._found(tables, version)
-                chosen.append((version.purge_at, found.label))
-                records.append(
-                    Purge(str(found.name), version.number, version.trash_seq, force=True, actor=engine.runtime.actor)
-                )
-            return records
+            rows = [
+                row
+                for row in collections(tables)
+                if row.state is VersionState.TRASHED and (limit is None or row.trashed <= limit)
+            ]
+            whole = {row.id for row in rows}
+            beside = [
+                version
+                for version in trashed(tables)
+                if version.collection not in whole
+                and (limit is None or version.trashed <= limit)
+                and version.trashed_by != BY_SOURCE  # it goes when its source goes
+                and not (version.trashed_by == BY_COLLECTION and self._in_unit(tables, version))  # with its collection
+            ]
+            chosen[:] = [(row.purge_at, full_name(row).short) for row in rows]
+            chosen.extend((version.purge_at, catalogue.found_of(tables, version).label) for version in beside)
+            return deletion.purge_records(tables, rows, beside, engine.runtime.actor)
 
         if dry_run:
             with engine.foresee(build):

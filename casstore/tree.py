@@ -58,6 +58,24 @@ class _Item:
     size: int
 
 
+def is_cut(average: int, level: int, items: int, size: int, length: int, key: bytes) -> bool:
+    """Whether a node ends after an item (docs/FORMAT.md §7).
+
+    ``items`` and ``size``: how many, and how many encoded bytes, are in the node by then; ``length`` and ``key``: of
+    the item.
+    """
+    if level and items < 2:
+        return False  # a node above the leaves has two children at least, however long the keys: else no end of levels
+    if size >= average * 4:
+        return True
+    if size < average // 4:
+        return False
+    # Chance in proportion to the item's size, so that nodes have the same size whatever their items.
+    # The level seasons the hash: else a key that ends a leaf would end every node above it too.
+    chance = (length << 32) // (average - average // 4)
+    return checksum64(key, level) & 0xFFFF_FFFF < chance
+
+
 class _Level:
     """The node being filled at one level."""
 
@@ -71,19 +89,9 @@ class _Level:
 
     def add(self, item: _Item) -> None:
         self.items.append(item)
-        length = len(item.encoded)
-        self.bytes += length
-        if self.level and len(self.items) < 2:
-            return  # a node above the leaves has two children at least, however long their keys: else no end of levels
-        average = self.builder.average
-        if self.bytes >= average * 4:
+        self.bytes += len(item.encoded)
+        if is_cut(self.builder.average, self.level, len(self.items), self.bytes, len(item.encoded), item.key):
             self.emit()
-        elif self.bytes >= average // 4:
-            # Chance in proportion to the item's size, so that nodes have the same size whatever their items.
-            # The level seasons the hash: else a key that ends a leaf would end every node above it too.
-            chance = (length << 32) // (average - average // 4)
-            if checksum64(item.key, self.level) & 0xFFFF_FFFF < chance:
-                self.emit()
 
     def emit(self) -> None:
         items, self.items, self.bytes = self.items, [], 0
@@ -133,7 +141,7 @@ class Builder:
         references = [digest for digest, _ in entry.chunks]
         if entry.tree is not None:
             references.append(entry.tree)
-        item = _Item(encode_entry(entry), entry.path.encode(), entry.path, tuple(references), 1, entry.size)
+        item = _Item(encode_entry(entry), entry.path.encode(), entry.path, tuple(references), 1, entry.length)
         self.level(0).add(item)
 
     def add_chunk(self, digest: bytes, length: int) -> None:

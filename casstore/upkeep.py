@@ -21,6 +21,7 @@ from casstore import (
     status,
 )
 from casstore.audit import DeletionRecord
+from casstore.authority import STORE, ask
 from casstore.backend.room import ballast_bytes, set_ballast
 from casstore.checkpointing import CheckpointInfo, make_checkpoint
 from casstore.config import environment_flag
@@ -73,6 +74,7 @@ class StoreUpkeep(OpenedStore):
         rules = self.policy
         if not dry_run:
             self._check_gc_enabled()
+            ask(self._runtime, [("gc", STORE)])
         if not (max_waste is None or (isinstance(max_waste, int | float) and 0 <= max_waste <= 1)):
             raise InvalidInputError(f"max_waste={max_waste!r} is not between 0 and 1")
         wait = 0.0 if offline and grace is None else policy.seconds(grace, "grace", rules.grace.total_seconds())
@@ -97,6 +99,7 @@ class StoreUpkeep(OpenedStore):
         Raises `GCDisabledError`, `IntegrityError` (nothing was deleted), `BackendError`.
         """
         self._check_gc_enabled()
+        ask(self._runtime, [("gc", STORE)])
         return finish(self._engine, self._runtime.actor, progress)
 
     def _check_gc_enabled(self) -> None:

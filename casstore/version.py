@@ -4,47 +4,60 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
+from typing import Self
 
-from casstore import ageing, catalogue, checkout, contents, pin
+from casstore import ageing, catalogue, checkout, contents, linking, pin, restoring
 from casstore.artifact import Artifact, draft_of
 from casstore.catalogue import Found
-from casstore.checkout import DownloadReport
+from casstore.checkout import CheckoutReport, Confirm, DownloadReport, Verified, accept
 from casstore.config import from_micros
 from casstore.engine import Engine
 from casstore.errors import EntryNotFoundError, IntegrityError, InvalidInputError, RefusedError
 from casstore.gc.plan import footprint_of, garbage
-from casstore.handles import DraftBase, EntryReader
+from casstore.handles import DraftBase, EntryReader, Listing
 from casstore.identity import VersionFacts
 from casstore.model import Entry, Inherit, Pin, Progress, VersionState, no_progress
 from casstore.names import (
     LATEST,
+    CollectionName,
     canonical_metadata,
     check_alias,
     check_aliases,
     check_description,
     check_path,
     check_tags,
+    check_timeout,
     is_text,
 )
 from casstore.overlay import Tables
+from casstore.trashing import Allowed, move_to_trash
+from casstore.view import with_links
 
 
 @dataclass(frozen=True, slots=True)
 class Deletion:
-    """What trashing a version did, and what purging it would free (stored bytes)."""
+    """What trashing a version did, and what purging it would free (stored bytes).
+
+    ``links``: those that went with it. ``cancelled_uses``: runs that were using it, or one of them. ``unlinked``: it
+    was a link, which is gone for good at once; its source stays as it is.
+    """
 
     ref: str
     trashed_at: datetime
     purge_at: datetime
     exclusive_bytes: int
-    """only this version keeps them: purge and collection free them"""
+    """only this version and the links to it keep them: purge and collection free them"""
     shared_bytes: int
     already_in_trash: bool = False
+    links: tuple[str, ...] = ()
+    cancelled_uses: tuple[str, ...] = ()
+    unlinked: bool = False
 
 
 class Version(VersionFacts):
@@ -108,6 +121,39 @@ class Version(VersionFacts):
         )
         self.refresh()
 
+    def save(self) -> None:
+        """Store what was assigned to `description`, `metadata` and `tags`, or changed in `metadata`, in one step.
+
+        Of the metadata only the keys that were changed here; of the other labels all. Without changes, no commit.
+        """
+        edits, before = self._edits, self._stored_metadata()
+        edited = before if edits.metadata is None else json.loads(canonical_metadata(edits.metadata))
+        new = {key for key in edited if key not in before or json.dumps(before[key]) != json.dumps(edited[key])}
+        gone = before.keys() - edited.keys()
+
+        def merged(stored: bytes) -> bytes:
+            kept = {key: value for key, value in json.loads(stored).items() if key not in gone}
+            return canonical_metadata({**kept, **{key: edited[key] for key in new}})
+
+        if edits.description is None and edits.tags is None and not new and not gone:
+            return
+        catalogue.update_labels(
+            self._engine,
+            self._found,
+            description=edits.description,
+            metadata=merged if new or gone else None,
+            tags=edits.tags,
+        )
+        self.refresh()
+
+    def wait(self, timeout: float | None = None) -> Self:
+        """Itself, at once: a version is durable. For what is still being logged see `Store.submit`.
+
+        ``timeout`` (seconds) is only checked. Raises `InvalidInputError` for a negative one.
+        """
+        check_timeout(timeout)
+        return self
+
     def protect(self, reason: str) -> None:
         """Keep it from being deleted, by whatever route, until `unprotect`. Raises `InvalidInputError`."""
         reason = check_description(reason)
@@ -153,13 +199,18 @@ class Version(VersionFacts):
         names: Sequence[str] | None = None,
         page_size: int | None = None,
         start: str | None = None,
-    ) -> Iterator[Entry]:
+        *,
+        per_page: int | None = None,
+    ) -> Listing:
         """Entries in byte order of their paths, lazily.
 
         ``prefix``: a path or directory, by whole segments. ``names``: only these paths, as far as they are
         there. ``start``: the path of the last entry seen; listing goes on after it. ``page_size``: stop after so
-        many. Raises `InvalidInputError`, also for a cursor that is no path.
+        many. ``.cursor`` of the iterator is ``start`` for the next one: it stays good, for a version never changes.
+        ``per_page``, W&B's word for how many one request brings, limits nothing there and has no effect here. Raises
+        `InvalidInputError`, also for a cursor that is no path.
         """
+        _warn_ignored(per_page=per_page)
         if page_size is not None and (isinstance(page_size, bool) or not isinstance(page_size, int) or page_size < 1):
             raise InvalidInputError(f"page_size={page_size!r} must be at least 1")
         if prefix is not None and not isinstance(prefix, str):
@@ -173,7 +224,7 @@ class Version(VersionFacts):
         elif start is not None and start != "":
             raise InvalidInputError(f"start={start!r} is not a cursor", hint="the path of the last entry seen")
         self._check_readable()
-        return self._files(prefix, names, page_size, start)
+        return Listing(self._files(prefix, names, page_size, start), start or None)
 
     def _files(
         self, prefix: str | None, names: Sequence[str] | None, page_size: int | None, start: str | None
@@ -203,6 +254,11 @@ class Version(VersionFacts):
             raise EntryNotFoundError(f"{self.ref} has no path {name!r}", hint=f"casstore files {self.ref}")
         return self._bind(entry)
 
+    def get_path(self, name: str) -> Entry:
+        """`get_entry`, by an old name. Deprecated."""
+        warnings.warn("get_path is deprecated: use get_entry", DeprecationWarning, stacklevel=2)
+        return self.get_entry(name)
+
     def __getitem__(self, path: str) -> Entry:
         return self.get_entry(path)
 
@@ -223,13 +279,22 @@ class Version(VersionFacts):
     def download(
         self,
         root: str | os.PathLike[str] | None = None,
-        path_prefix: str | None = None,
+        allow_missing_references: bool = False,  # noqa: FBT001, FBT002 - W&B's signature
+        skip_cache: bool | None = None,  # noqa: FBT001
+        path_prefix: str | os.PathLike[str] | None = None,
+        multipart: bool | None = None,  # noqa: FBT001
+        *,
         glob: str | None = None,
         overwrite: str = "replace",
         progress: Progress = no_progress,
     ) -> DownloadReport:
-        """Write the files below a directory (default ``./artifacts/name:vN``); see `checkout.download`."""
-        target = os.path.join("artifacts", self.name) if root is None else root
+        """Write the files below a directory (default ``./artifacts/name:vN``); see `checkout.download`.
+
+        ``path_prefix``: a path or directory, by whole segments; with a ``/`` at the end a directory only.
+        ``skip_cache`` and ``multipart`` have no effect.
+        """
+        _warn_ignored(skip_cache=skip_cache, multipart=multipart)
+        target = self._default_root() if root is None else root
         with self._reading("download of", progress) as touched:
             return checkout.download(
                 self._engine,
@@ -238,6 +303,39 @@ class Version(VersionFacts):
                 path_prefix=path_prefix,
                 glob=glob,
                 overwrite=overwrite,
+                allow_missing_references=allow_missing_references,
+                progress=touched,
+            )
+
+    def _default_root(self) -> str:
+        return os.path.join("artifacts", self.name)
+
+    def checkout(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        *,
+        force: bool = False,
+        dry_run: bool = False,
+        confirm: Confirm = accept,
+        allow_missing_references: bool = False,
+        progress: Progress = no_progress,
+    ) -> CheckoutReport:
+        """Make a directory (default ``./artifacts/name:vN``) hold just these files; see `checkout.replace`.
+
+        All else in it is deleted, last, when everything has been verified and written. Only for directories that are
+        empty or that a checkout made, unless ``force``; never ``/``, a home, the store, a directory above one of those,
+        or a mount point: `RefusedError`. ``dry_run`` lists what would be written and deleted.
+        """
+        target = self._default_root() if root is None else root
+        with self._reading("checkout of", progress) as touched:
+            return checkout.replace(
+                self._engine,
+                self._found,
+                target,
+                force=force,
+                dry_run=dry_run,
+                confirm=confirm,
+                allow_missing_references=allow_missing_references,
                 progress=touched,
             )
 
@@ -248,15 +346,23 @@ class Version(VersionFacts):
         (entry,) = self.files()
         return entry.download(None if root is None else os.fspath(root))
 
-    def verify(self, root: str | os.PathLike[str] | None = None, progress: Progress = no_progress) -> int:
+    def verify(
+        self,
+        root: str | os.PathLike[str] | None = None,
+        progress: Progress = no_progress,
+        *,
+        check_refs: bool = False,
+    ) -> Verified:
         """Check a directory against the version, or without one the stored bytes; returns bytes checked.
 
-        Raises `VerificationError` with every problem: ``.missing``, ``.changed``, ``.extra``.
+        With ``check_refs`` also what references point to. Those that nothing was compared of are in
+        ``.unverified_refs`` of the result, and are no problem. Raises `VerificationError` with every problem:
+        ``.missing``, ``.changed``, ``.extra``.
         """
         with self._reading("verification of", progress) as touched:
             if root is None:
-                return checkout.verify_stored(self._engine, self._found, touched)
-            return checkout.verify_directory(self._engine, self._found, root, touched)
+                return checkout.verify_stored(self._engine, self._found, touched, check_refs=check_refs)
+            return checkout.verify_directory(self._engine, self._found, root, touched, check_refs=check_refs)
 
     # --- drafts and deletion
 
@@ -264,9 +370,11 @@ class Version(VersionFacts):
         """A draft with this content, sharing it; O(1). Description and metadata come along, aliases do not.
 
         The content stays in the store for a week, or until the draft is logged or goes away, even if this
-        version is purged meanwhile.
+        version is purged meanwhile. Of a link, the draft is one of its source, and is logged there.
         """
         self._check_readable()
+        if self.is_link:
+            return self.source_artifact.new_draft()
         engine = self._engine
         key = None if engine.read_only else engine.runtime.random_bytes(pin.ID_BYTES)
         base = DraftBase(engine, self._found, key)
@@ -277,7 +385,7 @@ class Version(VersionFacts):
             def build(tables: Tables) -> tuple[Pin, ...]:
                 return (Pin(key, holder, f"draft of {self.ref}", roots, pin.expiry(tables, pin.DRAFT)),)
 
-            engine.commit(build)
+            engine.commit(build, asked=True)
             weakref.finalize(base, engine.abandoned.append, key).atexit = False
         return draft_of(
             base,
@@ -300,21 +408,25 @@ class Version(VersionFacts):
         self,
         delete_aliases: bool = False,  # noqa: FBT001, FBT002
         reason: str = "",
+        *,
+        delete_links: bool = False,
+        if_in_use: str = "cancel",
     ) -> Deletion:
         """Move to the trash. Raises `AliasGuardError` if aliases other than ``latest`` are on it, `ProtectedError`.
 
-        ``delete_aliases`` takes them off; a restore gives them back. Deleting again changes nothing.
+        ``delete_aliases`` takes them off; a restore gives them back. Links to it are in the way (`LinkGuardError`)
+        unless ``delete_links``: then they are hidden, restored and purged with it. Declared uses of it are cancelled,
+        or with ``if_in_use="refuse"`` in the way (`InUseError`). Deleting again changes nothing.
+
+        Of a link only the link goes, at once and for good, with its aliases: see `unlink`.
         """
+        allowed = Allowed.of(aliases=delete_aliases, links=delete_links, if_in_use=if_in_use)
         reason = check_description(reason)
         engine = self._engine
         engine.view.refresh()
-        moved = catalogue.move_to_trash(
-            engine,
-            self._found,
-            delete_aliases=delete_aliases,
-            reason=reason,
-            actor=engine.runtime.actor,
-        )
+        if self.is_link:
+            return self._unlink(refuse_in_use=allowed.refuse_in_use)
+        done = move_to_trash(engine, self._found, allowed, reason=reason, actor=engine.runtime.actor)
         self.refresh()
         exclusive, total = footprint(engine, self._found)
         version = self._found.version
@@ -324,12 +436,64 @@ class Version(VersionFacts):
             catalogue.wall_time(engine, version.purge_at),
             exclusive,
             total - exclusive,
-            already_in_trash=not moved,
+            already_in_trash=done.already,
+            links=done.links,
+            cancelled_uses=done.cancelled,
         )
+
+    def restore(self, name: str | None = None) -> Version:
+        """Bring it back from the trash, as ``store.trash.restore``; with ``name``, as a version of that collection.
+
+        ``.aliases_not_restored`` of what is returned: aliases that belong to another version by now.
+        """
+        engine = self._engine
+        if name is not None:
+            return Version(engine, restoring.restore_as(engine, self._found, CollectionName.parse(name)))
+        found, lost = restoring.restore(engine, self._found)
+        self.refresh()
+        return Version(engine, found, aliases_not_restored=lost)
+
+    # --- links
+
+    def link(self, target: str, aliases: Sequence[str] = ()) -> Version:
+        """Make it a version of another collection, too: with a number there, ``latest`` and these aliases on it.
+
+        The link has the content and, aliases aside, the labels of this version, and keeps it from expiring. Linking a
+        link links its source. If there is a link in the collection already, that one is returned, with the aliases and
+        ``latest`` on it. ``target``: ``[[entity/]project/]name``; one that is not there becomes a portfolio, which
+        takes links only. Raises `InvalidInputError` for the source's own collection, `TypeConflictError`,
+        `NameTakenError` for one in the trash.
+        """
+        return Version(self._engine, linking.link(self._engine, self._found, CollectionName.parse(target), aliases))
+
+    def unlink(self) -> None:
+        """Take this link away, at once and for good; its source is not touched, its number is not used again.
+
+        Raises `InvalidInputError` if it is no link, `ProtectedError`.
+        """
+        linking.unlink(self._engine, self._found)
+        self.refresh()
+
+    def _unlink(self, *, refuse_in_use: bool) -> Deletion:
+        cancelled = linking.unlink(self._engine, self._found, refuse_in_use=refuse_in_use)
+        self.refresh()
+        gone = from_micros(self._found.version.updated)
+        _, shared = footprint(self._engine, self._found)
+        return Deletion(self.ref, gone, gone, 0, shared, cancelled_uses=cancelled, unlinked=True)
+
+    @property
+    def source_artifact(self) -> Version:
+        """What this is a link to; itself if it is none."""
+        return self if self._source is None else Version(self._engine, self._source)
+
+    @property
+    def linked_artifacts(self) -> list[Version]:
+        """The links to it that are there now, all of them; none for a link."""
+        return [Version(self._engine, link) for link in self._links()]
 
     @property
     def exclusive_size(self) -> int:
-        """Stored bytes that only this version keeps."""
+        """Stored bytes that only this version and the links to it keep; 0 for a link."""
         return footprint(self._engine, self._found)[0]
 
     @property
@@ -339,10 +503,17 @@ class Version(VersionFacts):
 
 
 def footprint(engine: Engine, found: Found) -> tuple[int, int]:
-    """Stored bytes that one version alone keeps, and all it needs."""
+    """Stored bytes that one version with the links to it keeps alone, and all it needs."""
     engine.view.refresh()
     with engine.view.read() as tables:
-        return garbage(tables, [found.version.root]).stored, footprint_of(tables, found.version.root)
+        roots = [row.root for row in with_links(tables, [found.version])]
+        return garbage(tables, roots).stored, footprint_of(tables, found.version.root)
+
+
+def _warn_ignored(**options: object) -> None:
+    for name, value in options.items():
+        if value is not None:
+            warnings.warn(f"{name}= has no effect in casstore", DeprecationWarning, stacklevel=3)
 
 
 class Manifest(Mapping[str, Entry]):

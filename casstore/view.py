@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Protocol, TypeVar
 
@@ -17,11 +17,13 @@ from casstore.index import IndexDamagedError, MemoryIndex, SpillIndex
 from casstore.log import Log
 from casstore.model import (
     AliasChange,
+    BatchRow,
     ChunkRow,
     CollectionRow,
     Location,
     LostRow,
     PackRow,
+    PartRow,
     PinRow,
     Segment,
     VersionRow,
@@ -31,6 +33,7 @@ from casstore.overlay import Tables
 from casstore.state import (
     ALIAS,
     ALIAS_LOG,
+    BATCH,
     CHUNK,
     COLLECTION,
     COLLECTION_NAME,
@@ -40,6 +43,7 @@ from casstore.state import (
     META,
     NODE,
     PACK,
+    PART,
     PIN,
     POLICY,
     ROOT,
@@ -50,7 +54,9 @@ from casstore.state import (
     ZERO,
     Head,
     apply,
+    batch_key,
     head_of,
+    links_to,
     version_key,
 )
 
@@ -312,6 +318,18 @@ class View:
         """Change the tables behind the log's back: for tests that damage the view."""
         return self._storage.update(body)
 
+    def note(self, body: Callable[[Tables], T]) -> T:
+        """Change tables that are no part of the state, which whoever makes the view again leaves empty.
+
+        Not inside a `read`. Raises `CasstoreError` if there is no room, or no such table.
+        """
+        try:
+            return self._storage.update(body)
+        except IndexDamagedError as error:
+            self._discard(error.generation)
+            self.refresh()
+            raise
+
     # --- questions
 
     def head(self) -> Head:
@@ -458,6 +476,24 @@ def versions(
             yield version
 
 
+def links_of(
+    tables: Tables, version: VersionRow, states: Sequence[VersionState] = (VersionState.COMMITTED,)
+) -> list[VersionRow]:
+    """The links to a version that are in some states, by collection and number; none for a link."""
+    rows = (version_at(tables, *place) for place in links_to(tables, version.collection, version.number))
+    return [row for row in rows if row is not None and row.state in states]
+
+
+def with_links(tables: Tables, rows: Iterable[VersionRow]) -> list[VersionRow]:
+    """Some versions and the links that end with them, hidden ones too, each once: whose roots a purge lets go of."""
+    kept = (VersionState.COMMITTED, VersionState.TRASHED)
+    found: dict[tuple[int, int], VersionRow] = {}
+    for row in rows:
+        for each in (row, *links_of(tables, row, kept)):
+            found[each.collection, each.number] = each
+    return list(found.values())
+
+
 def with_root(tables: Tables, collection: int, root: bytes) -> Iterator[VersionRow]:
     """Versions of a collection that have some content, lowest first, trashed ones included."""
     for key, _ in tables.scan(ROOT, prefix=u64(collection) + root):
@@ -485,3 +521,39 @@ def alias_changes(tables: Tables, collection: int, alias: str | None = None) -> 
         change = decode_row(row, AliasChange)
         if alias is None or change.alias == alias:
             yield change
+
+
+def batch_at(tables: Tables, collection: str, batch: str) -> BatchRow | None:
+    """A batch of a collection by its name, in any state."""
+    row = tables.get(BATCH, batch_key(collection, batch))
+    return None if row is None else decode_row(row, BatchRow)
+
+
+def batches_called(tables: Tables, batch: str) -> Iterator[BatchRow]:
+    """Batches with an id, of whatever collection, in any state. Time: O(batches there ever were)."""
+    for _, row in tables.scan(BATCH):
+        found = decode_row(row, BatchRow)
+        if found.batch == batch:
+            yield found
+
+
+def parts_of(tables: Tables, batch: BatchRow) -> list[PartRow]:
+    """Parts of a batch by name; none once it is finished or aborted."""
+    rows = (decode_row(row, PartRow) for _, row in tables.scan(PART, prefix=batch_key(batch.name, batch.batch)))
+    return sorted(rows, key=lambda part: part.name)
+
+
+def open_batches(tables: Tables) -> Iterator[BatchRow]:
+    """Batches that are under way, in no order. Time: O(their parts)."""
+    before = b""
+    for key, _ in tables.scan(PART):
+        batch = key[:_BATCH_KEY]
+        if batch != before:
+            before = batch
+            row = tables.get(BATCH, batch)
+            assert row is not None
+            yield decode_row(row, BatchRow)
+
+
+_BATCH_KEY = len(batch_key("", ""))
+"""bytes of the key of a part that are that of its batch"""

@@ -12,13 +12,14 @@ from contextlib import suppress
 from casstore.chunks import ChunkWriter
 from casstore.digest import Buffer
 from casstore.engine import Committed, Engine
-from casstore.errors import CasstoreError, ChunkMissingError, ConflictError, StoreBusyError
+from casstore.errors import CasstoreError, ChunkMissingError, ConflictError, RefusedError, StoreBusyError
 from casstore.format.layout import pack_key
 from casstore.format.packs import VersionNote
 from casstore.format.rows import kind_of_row
 from casstore.model import AddNode, AddPack, ChunkKind, Drop, Record
 from casstore.overlay import Tables
 from casstore.state import CHUNK, LOST, NODE, PACK, head_of
+from casstore.view import children_of
 
 ROUNDS = 50
 """times a commit may find claims broken before it gives up"""
@@ -62,6 +63,8 @@ class Writer:
         self._claims: set[bytes] = set()
         self._shared: set[bytes] = set()
         """claims of what this session has not read: the content of nodes that a draft takes over from its base"""
+        self._lists: set[bytes] = set()
+        """claims of chunk lists that were not read, which must be sound to the last chunk"""
         self._idle: set[bytes] = set()
         """data that has the bytes of a tree node which a collector copied although it was dropped: to be forgotten, as
         nothing can hold a node whose children are not known"""
@@ -158,6 +161,27 @@ class Writer:
             )
         self._claims.add(digest)
 
+    def claim_files(self, contents: Sequence[tuple[Sequence[bytes], bytes | None]]) -> list[bool]:
+        """Rely on the content of files that are not read: of each its chunks, or the root of its chunk list.
+
+        Returns which of them are in the store, whole and sound; of the others nothing is claimed.
+        """
+        found: list[bool] = []
+        with self.engine.view.read() as tables:
+            clean = not tables.count(LOST)
+            for chunks, root in contents:
+                if root is None:
+                    new = [digest for digest in chunks if digest not in self._claims]
+                    found.append(all(_is_data(tables, digest, clean=clean) for digest in new))
+                    if found[-1]:
+                        self._claims.update(new)
+                else:
+                    found.append(tables.get(NODE, root) is not None and (clean or _is_sound(tables, root)))
+                    if found[-1]:
+                        self._claims.add(root)
+                        self._lists.add(root)
+        return found
+
     def commit(
         self,
         records: Callable[[Tables], Sequence[Record] | None],
@@ -182,6 +206,9 @@ class Writer:
                 self._exposed = False
                 self._forget(broken)
                 restore(broken.claims)
+            except RefusedError:
+                self._exposed = False  # raised before there is a segment
+                raise
             except CasstoreError:
                 # Anything else, an interrupt above all, may come while another thread is committing for this one:
                 # then it is not known what became of the packs.
@@ -213,17 +240,22 @@ class Writer:
         dropped = self.engine.dropped_between(self._checked, head) if head > self._checked else set()
         suspects = self._claims if dropped is None else self._claims & dropped
         # What a draft shares with its base, unread, may be damaged: the new version lacks what the old one lacks.
-        return {
+        broken = {
             digest
             for digest in suspects
             if tables.get(CHUNK, digest) is None
             or (digest not in self._shared and tables.get(LOST, digest) is not None)
         }
+        if self._lists and tables.count(LOST):
+            heard = dropped is None or any(tables.get(LOST, digest) is not None for digest in dropped)
+            broken |= {root for root in self._lists if heard and not _is_sound(tables, root)}
+        return broken
 
     def _forget(self, broken: _Broken) -> None:
         """Take back claims and packs that do not hold, so that their content is stored again."""
         self._claims -= broken.claims
         self._shared -= broken.claims
+        self._lists -= broken.claims
         for pack in self._packs:
             if pack.pack in broken.packs:
                 lost = set(pack.content.digests)
@@ -256,3 +288,25 @@ def _is_idle_node(tables: Tables, digest: bytes) -> bool:
     """Whether a digest is indexed as a node, but without children: then its count is 0 and stays so."""
     row = tables.get(CHUNK, digest)
     return row is not None and kind_of_row(row) is ChunkKind.NODE and tables.get(NODE, digest) is None
+
+
+def _is_data(tables: Tables, digest: bytes, *, clean: bool) -> bool:
+    """Whether a digest may be relied on as a chunk of a file. ``clean``: nothing at all is damaged or erased."""
+    row = tables.get(CHUNK, digest)
+    if row is None or (kind_of_row(row) is ChunkKind.NODE and tables.get(NODE, digest) is None):
+        return False
+    return clean or _is_sound(tables, digest)
+
+
+def _is_sound(tables: Tables, root: bytes) -> bool:
+    """Whether nothing of a chunk, or of a node and what is below it, is known to be damaged or erased."""
+    seen = {root}
+    todo = [root]
+    while todo:
+        digest = todo.pop()
+        if tables.get(LOST, digest) is not None:
+            return False
+        below = set(children_of(tables, digest) or ()) - seen
+        seen |= below
+        todo += below
+    return True

@@ -44,7 +44,13 @@ def open_backend(
 
 def is_local(url: str | os.PathLike[str]) -> Path | None:
     """The absolute path a path or ``file://`` URL means; None for any other scheme."""
-    text = os.fspath(url)
+    try:
+        text = os.fspath(url)
+        os.fsencode(text)
+    except (TypeError, UnicodeEncodeError):
+        raise InvalidInputError(f"{url!r} is not a path or URL") from None
+    if not isinstance(text, str):
+        raise InvalidInputError(f"{url!r} is not a path or URL", hint="os.fsdecode(path)")
     scheme, _ = _split(text)
     if scheme == "file":
         parts = urlsplit(text)

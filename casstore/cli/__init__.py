@@ -18,13 +18,17 @@ from typing import Any, TextIO
 import click
 
 from casstore import __version__
+from casstore.cli.bundle import cp, export, import_
 from casstore.cli.command import BROKEN_PIPE, INTERRUPTED, Group, Session
-from casstore.cli.content import cat, files, get, init, put
+from casstore.cli.content import cat, checkout, files, get, init, put
 from casstore.cli.deletion import protect, purge_content, quota, unprotect
 from casstore.cli.explaining import doctor, preview, status, why
 from casstore.cli.labels import alias
+from casstore.cli.lineage import lineage, run, uses
+from casstore.cli.links import collection, link, rename, unlink
 from casstore.cli.listing import diff, du, log, ls, show
 from casstore.cli.output import escape
+from casstore.cli.pending import finish, pending, upsert
 from casstore.cli.pins import pin
 from casstore.cli.removal import rm, trash
 from casstore.cli.retention import expire, retain, ttl
@@ -73,7 +77,8 @@ class Root(Group):
             _print_anything(stream)
         extra["obj"] = session = Session()
         try:
-            super().main(arguments, prog_name or "casstore", complete_var, standalone_mode=False, **extra)
+            with session.noting_warnings():
+                super().main(arguments, prog_name or "casstore", complete_var, standalone_mode=False, **extra)
             code = 0
         except _Stopped as stop:
             code = stop.code
@@ -146,10 +151,13 @@ def main() -> None:
 
 
 for command in (
-    *(init, put, get, ls, show, files, cat, diff, rm, trash),
+    *(init, put, get, checkout, ls, show, files, cat, diff, rm, trash),
     *(gc, ballast, verify, fsck, alias, log, du, index, checkpoint, policy),
     *(protect, unprotect, quota, purge_content),
+    *(export, import_, cp),
+    *(link, unlink, rename, collection),
     *(preview, why, status, doctor, ttl, expire, retain),
-    pin,
+    *(pin, upsert, finish, pending),
+    *(run, uses, lineage),
 ):
     main.add_command(command)

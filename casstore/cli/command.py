@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import sys
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from casstore.cli.output import escape, progress_bars
-from casstore.errors import ConfirmationRequired, InvalidInputError
+from casstore.errors import ConfirmationRequired, InvalidInputError, ReadOnlyError
 
 if TYPE_CHECKING:
     from casstore.model import Progress
@@ -27,6 +28,7 @@ EXITS = {
     0: "done",
     2: "bad usage, name or value; or no store given",
     10: "not found: the store, or what the command names",
+    12: "nothing can be written where the store is",
     13: "a race was lost: run it again",
     20: "stored bytes are damaged or missing",
     21: "not a store of a known format",
@@ -56,11 +58,24 @@ class Session:
 
     @contextmanager
     def store(self, *, rebuild_index: bool = False) -> Iterator[Store]:
-        """The store, open."""
+        """The store, open: to be read only, where it cannot be written."""
         from casstore.store import Store
 
-        with Store.open(self.location(), rebuild_index=rebuild_index) as store:
+        url = self.location()
+        try:
+            opened = Store.open(url, rebuild_index=rebuild_index)
+        except ReadOnlyError:
+            opened = Store.open(url, read_only=True, rebuild_index=rebuild_index)
+        with opened as store:
             yield store
+
+    @contextmanager
+    def noting_warnings(self) -> Iterator[None]:
+        """What the library warns of is said as remarks are."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("always", category=UserWarning, module=r"casstore\.")
+            warnings.showwarning = lambda message, *_, **__: self.note(f"casstore: warning: {message}")
+            yield
 
     # --- speaking
 

@@ -1,4 +1,4 @@
-"""Bytes in and out: init, put, get, files, cat."""
+"""Bytes in and out: init, put, get, checkout, files, cat."""
 
 # ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
 
@@ -8,6 +8,7 @@ import base64
 import os
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from typing import TYPE_CHECKING
 
 import click
@@ -19,9 +20,12 @@ from casstore.errors import EntryNotFoundError, InvalidInputError
 
 if TYPE_CHECKING:
     from casstore.artifact import Artifact
+    from casstore.checkout import CheckoutReport
     from casstore.model import Entry
     from casstore.version import Version
 
+SHOWN = 10
+"""paths a question lists"""
 BLOCK = 3 * 1024 * 1024
 """bytes `cat` holds at a time; base64 needs a multiple of three"""
 
@@ -55,8 +59,10 @@ def init(session: Session, /, *, url: str | None, digest: str, chunk_average: in
 @click.command(
     cls=Command,
     exits={
+        10: "what a URI points to is not there",
         11: "the collection has another type, or two paths are in conflict",
         13: "the base is not latest any more, or another race was lost",
+        14: "the store's policy refuses the type, or the place a URI leads to",
     },
 )
 @click.argument("path")
@@ -86,6 +92,10 @@ def init(session: Session, /, *, url: str | None, digest: str, chunk_average: in
 @click.option("--description", metavar="TEXT", help="Free text.")
 @click.option("--path", "inner", metavar="NAME", help="Path inside the artifact; needed with -.")
 @click.option("--no-latest", is_flag=True, help="Do not move the alias latest.")
+@click.option("--rescan", is_flag=True, help="Read all files, also those that seem to be unchanged since the last put.")
+@click.option("--no-checksum", is_flag=True, help="Of a URI: record it unread, also a directory as one entry.")
+@click.option("--max-objects", metavar="N", type=int, help="Of a URI: objects it may stand for. Default: 10000000.")
+@click.option("--allow-opaque", is_flag=True, help="Of a URI: record it although nothing knows its scheme.")
 @click.option("--dry-run", is_flag=True, help="Say what would be read, and change nothing.")
 @click.pass_obj
 def put(
@@ -109,29 +119,43 @@ def put(
     description: str | None,
     inner: str | None,
     no_latest: bool,
+    rescan: bool,
+    no_checksum: bool,
+    max_objects: int | None,
+    allow_opaque: bool,
     dry_run: bool,
 ) -> None:
-    """Log PATH, a file or directory or - for stdin, as the next version of a collection.
+    """Log PATH, a file or directory or - for stdin or a URI to refer to, as the next version of a collection.
 
     Prints the version, "created" or "unchanged", the bytes of all its files, and the bytes that were new to the
     store.
     """
     from casstore.artifact import Artifact
     from casstore.names import CollectionName
+    from casstore.reference import check_uri, last_part
 
     if path == "-" and (name is None or inner is None):
         raise click.UsageError("with - both --name and --path are needed")
-    target = CollectionName.parse(os.path.basename(os.path.abspath(path)) if name is None else name)
+    is_uri = "://" in path
+    if not is_uri and (no_checksum or allow_opaque or max_objects is not None):
+        raise click.UsageError("--no-checksum, --max-objects and --allow-opaque are for URIs")
+    if name is None:
+        name = last_part(check_uri(path)) if is_uri else os.path.basename(os.path.abspath(path))
+    target = CollectionName.parse(name)
     artifact = Artifact(target.name, kind, description, parse_metadata(assignments, meta_file))
-    if path != "-" and os.path.isdir(path):
-        artifact.add_dir(path, inner, symlinks=symlinks or "error", include=include, exclude=exclude)
+    if not is_uri and path != "-" and os.path.isdir(path):
+        artifact.add_dir(
+            path, inner, symlinks=symlinks or "error", include=include, exclude=exclude, trust_mtime=not rescan
+        )
     elif exclude or include or symlinks:
         raise click.UsageError("--exclude, --include and --symlinks are for directories")
     elif path == "-":
         assert inner is not None
         artifact.add_stream(sys.stdin.buffer, inner)
+    elif is_uri:
+        artifact.add_reference(path, inner, not no_checksum, max_objects, allow_opaque=allow_opaque)
     else:
-        artifact.add_file(path, inner)
+        artifact.add_file(path, inner, trust_mtime=not rescan)
     with session.store() as store:
         if dry_run:
             _plan(session, artifact, target.short)
@@ -154,7 +178,7 @@ def put(
 
 def _plan(session: Session, artifact: Artifact, name: str) -> None:
     entries = list(artifact.files())
-    size = sum(entry.size for entry in entries)
+    size = sum(entry.length for entry in entries)
     values = {"name": name, "files": len(entries), "bytes": size}
     session.data("put-plan", values, lambda: [f"{name} would read {len(entries)} files, {size} bytes"])
 
@@ -178,9 +202,10 @@ def _report(session: Session, version: Version) -> None:
 @click.command(
     cls=Command,
     exits={
-        10: "no such version, or nothing in it matches",
+        10: "no such version, nothing in it matches, or a reference is gone",
         11: "a file is in the way (--overwrite error), or a directory is where a file belongs",
-        20: "stored bytes are damaged, or --verify-only found a difference",
+        14: "the directory is in the store, or policy keeps from fetching a reference",
+        20: "stored bytes are damaged, a reference changed, or --verify-only found a difference",
     },
 )
 @click.argument("ref")
@@ -195,6 +220,7 @@ def _report(session: Session, version: Version) -> None:
     show_default=True,
     help="What to do with files that are there; others in DIR are left alone.",
 )
+@click.option("--allow-missing-references", is_flag=True, help="Leave out references that are gone or changed.")
 @click.pass_obj
 def get(
     session: Session,
@@ -206,6 +232,7 @@ def get(
     glob: str | None,
     verify_only: bool,
     overwrite: str,
+    allow_missing_references: bool,
 ) -> None:
     """Download a version, or a part of it, verified; prints the directory."""
     if verify_only and (prefix is not None or glob is not None):
@@ -216,7 +243,14 @@ def get(
             report_verification(session, version, os.path.join("artifacts", version.name) if root is None else root)
             return
         with session.progress() as progress:
-            report = version.download(root, path_prefix=prefix, glob=glob, overwrite=overwrite, progress=progress)
+            report = version.download(
+                root,
+                allow_missing_references,
+                path_prefix=prefix,
+                glob=glob,
+                overwrite=overwrite,
+                progress=progress,
+            )
         if not report.matched and (prefix is not None or glob is not None):
             raise EntryNotFoundError(f"nothing in {version.ref} matches", hint=f"casstore files {version.ref}")
         values = {
@@ -228,6 +262,78 @@ def get(
             "skipped": report.skipped,
         }
         session.data("get", values, lambda: [report.path])
+        if allow_missing_references:
+            _note_skipped(session, report.skipped)
+
+
+def _note_skipped(session: Session, paths: list[str]) -> None:
+    for path in paths:
+        session.note(f"skipped {path}")
+
+
+@click.command(
+    cls=Command,
+    exits={
+        10: "no such version, or a reference is gone",
+        11: "DIR is a file, or its file system takes two paths for one",
+        13: "somebody else is at work in DIR",
+        14: "not confirmed, or DIR must not be replaced: see above; nothing was changed",
+        20: "stored bytes are damaged, or a reference changed; nothing was deleted",
+    },
+)
+@click.argument("ref")
+@click.argument("root", metavar="DIR")
+@click.option("--force", is_flag=True, help="Also a directory that is not empty and that no checkout made.")
+@click.option("--dry-run", is_flag=True, help="Say what would be written and deleted, and change nothing.")
+@click.option("--yes", is_flag=True, help="Do not ask.")
+@click.option("--allow-missing-references", is_flag=True, help="Leave out references that are gone or changed.")
+@click.pass_obj
+def checkout(
+    session: Session,
+    /,
+    *,
+    ref: str,
+    root: str,
+    force: bool,
+    dry_run: bool,
+    yes: bool,
+    allow_missing_references: bool,
+) -> None:
+    """Make DIR hold just the files of a version: all else in it is deleted. Asks first if anything is; see --yes.
+
+    Files that are right already are not written again. DIR must be empty or have been made by checkout, unless
+    --force; it is never /, a home, the store, above one of those, in the store, or a mount point.
+    """
+
+    def confirm(plan: CheckoutReport) -> None:
+        if yes:
+            return
+        for word, paths in (("delete", plan.deleted), ("replace", plan.replaced)):
+            for path in paths[:SHOWN]:
+                session.note(f"{word}  {path}")
+            if len(paths) > SHOWN:
+                session.note(f"{word}  {len(paths) - SHOWN} more")
+        counts = f"{len(plan.deleted)} and replace {len(plan.replaced)}"
+        session.ask(f"Delete {counts} paths in {plan.path}? [y/N]", ("y", "Y", "yes"), "--yes; --dry-run lists them")
+
+    with session.store() as store:
+        version = store.get(ref)
+        with session.progress() as progress:
+            report = version.checkout(
+                root,
+                force=force,
+                dry_run=dry_run,
+                confirm=confirm,
+                allow_missing_references=allow_missing_references,
+                progress=progress,
+            )
+        plan = [
+            f"{word}  {path}"
+            for word, paths in (("delete", report.deleted), ("replace", report.replaced), ("write", report.written))
+            for path in paths
+        ]
+        session.data("checkout", asdict(report), lambda: plan if dry_run else [report.path])
+        _note_skipped(session, report.skipped)
 
 
 @click.command(cls=Command, exits={10: "no such version, or nothing in it has the prefix"})
@@ -247,8 +353,9 @@ def files(session: Session, /, *, ref: str, prefix: str | None, start: str | Non
             session.stream("files", {"ref": version.ref}, "files", map(_entry, page), lambda: {"next": page.next})
             return
         for entry in page:
-            link = "" if entry.target is None else f" -> {entry.target}"
-            session.line(f"{entry.size:>12}  {entry.path}{link}")
+            leads = entry.target if entry.uri is None else entry.uri
+            link = "" if leads is None else f" -> {leads}"
+            session.line(f"{'?' if entry.size is None else entry.size:>12}  {entry.path}{link}")
         if page.next is not None:
             session.note(f"there is more: --start {page.next!r}")
 
@@ -279,13 +386,25 @@ def _entry(entry: Entry) -> dict[str, object]:
         "path": entry.path,
         "kind": str(entry.kind),
         "size": entry.size,
-        "digest": None if entry.kind != "file" else str(entry.digest),
+        "digest": None if entry.digest is None else str(entry.digest),
         "mode": entry.mode,
         "target": entry.target,
+        "uri": entry.uri,
+        "etag": entry.etag,
+        "version_id": entry.version_id,
+        "unverified": entry.unverified,
+        "volatile": entry.volatile,
+        "attrs": entry.attrs,
     }
 
 
-@click.command(cls=Command, exits={10: "no such version, or no such path in it"})
+@click.command(
+    cls=Command,
+    exits={
+        10: "no such version, no such path in it, or what it refers to is gone",
+        20: "stored bytes are damaged, or what it refers to is not what it was",
+    },
+)
 @click.argument("ref")
 @click.argument("path", required=False)
 @click.pass_obj
@@ -300,12 +419,13 @@ def cat(session: Session, /, *, ref: str, path: str | None) -> None:
     with session.store() as store:
         version = store.get(ref)
         entry = version.get_entry(path)
-        if entry.kind != "file":
+        if entry.kind not in {"file", "reference"}:
             raise InvalidInputError(f"{path!r} in {version.ref} is a {entry.kind}, not a file")
         with entry.open() as file:
             blocks = iter(lambda: file.read(BLOCK), b"")
             if session.json:
-                values = {"ref": version.ref, "path": path, "size": entry.size, "digest": str(entry.digest)}
+                digest = None if entry.digest is None else str(entry.digest)
+                values = {"ref": version.ref, "path": path, "size": entry.size, "digest": digest}
                 session.stream_text("cat", {**values, "encoding": "base64"}, "content", encode_blocks(blocks))
                 return
             out = sys.stdout.buffer

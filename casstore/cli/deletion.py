@@ -4,6 +4,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import click
@@ -21,12 +22,21 @@ SHOWN = 20
 """skipped versions that are named on the terminal"""
 
 
+@dataclass(frozen=True, slots=True)
+class Allowances:
+    """What the options of rm allow to go along."""
+
+    delete_aliases: bool
+    delete_links: bool
+    if_in_use: str
+
+
 def remove_where(
     session: Session,
     text: str,
     collections: tuple[str, ...],
+    allowed: Allowances,
     *,
-    delete_aliases: bool,
     dry_run: bool,
     yes: bool,
     reason: str,
@@ -38,7 +48,14 @@ def remove_where(
         raise InvalidInputError("--where takes one COLLECTION, or none for all of them")
     where = parse_where(text)
     with session.store() as store:
-        plan = store.plan_delete(where, delete_aliases, reason, collection=next(iter(collections), None))
+        plan = store.plan_delete(
+            where,
+            allowed.delete_aliases,
+            reason,
+            collection=next(iter(collections), None),
+            delete_links=allowed.delete_links,
+            if_in_use=allowed.if_in_use,
+        )
         for ref, why in plan.skipped[:SHOWN]:
             session.note(f"{ref} stays: it {why}")
         if len(plan.skipped) > SHOWN:
@@ -55,7 +72,7 @@ def remove_where(
 
 
 def remove_collection(
-    session: Session, name: str, confirm: str | None, *, delete_aliases: bool, dry_run: bool, reason: str
+    session: Session, name: str, confirm: str | None, allowed: Allowances, *, dry_run: bool, reason: str
 ) -> None:
     """``rm --collection``: as one unit; the name is asked for."""
     with session.store() as store:
@@ -64,7 +81,14 @@ def remove_collection(
             question = f"Type {collection.name} to move it to the trash with all its versions:"
             session.ask(question, (collection.name,), f"--confirm {collection.name}")
             confirm = collection.name
-        done = collection.delete(delete_aliases, reason, confirm, dry_run=dry_run)
+        done = collection.delete(
+            allowed.delete_aliases,
+            reason,
+            confirm,
+            delete_links=allowed.delete_links,
+            if_in_use=allowed.if_in_use,
+            dry_run=dry_run,
+        )
         session.data(
             "rm-collection",
             {"dry_run": dry_run, **done.to_dict()},

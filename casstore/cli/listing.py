@@ -16,16 +16,17 @@ from casstore.cli.values import Duration
 from casstore.errors import CollectionNotFoundError, InvalidInputError, InvalidNameError
 
 if TYPE_CHECKING:
-    from casstore.store import Store
+    from casstore.inventory import CollectionInfo
     from casstore.version import Version
 
 
 @click.command(cls=Command, exits={10: "no collection has this name or prefix"})
 @click.argument("name", required=False, metavar="[PREFIX|COLLECTION]")
-@click.option("--type", "kind", help="Only collections of this type.")
+@click.option("--type", "type_", help="Only collections of this type.")
+@click.option("--kind", type=click.Choice(["sequence", "portfolio"]), help="Only portfolios, or all but these.")
 @click.option("--trashed", is_flag=True, help="Versions in the trash; without COLLECTION, collections that have some.")
 @click.pass_obj
-def ls(session: Session, /, *, name: str | None, kind: str | None, trashed: bool) -> None:
+def ls(session: Session, /, *, name: str | None, type_: str | None, kind: str | None, trashed: bool) -> None:
     """List collections; with the name of one, its versions, newest first."""
     with session.store() as store:
         missing: Exception | None = None
@@ -35,18 +36,20 @@ def ls(session: Session, /, *, name: str | None, kind: str | None, trashed: bool
             except (CollectionNotFoundError, InvalidNameError) as error:
                 missing = error
             else:
-                _versions(session, name, [v for v in found if kind is None or v.type == kind])
+                _versions(session, name, [v for v in found if type_ is None or v.type == type_])
                 return
-        _collections(session, store, name or "", kind, missing, trashed=trashed)
+        infos = store.collections(type_, name or "", kind=kind)
+        _collections(session, list(infos), missing, trashed=trashed)
 
 
 def _versions(session: Session, name: str, found: list[Version]) -> None:
     rows = [version.to_dict() for version in found]
+    linked = any(version.is_link for version in found)
     session.data(
         "versions",
         {"collection": name, "versions": rows},
         lambda: columns(
-            ("version", "aliases", "size", "files", "created", "digest"),
+            ("version", "aliases", "size", "files", "created", "digest", *(("source",) if linked else ())),
             [
                 (
                     version.version,
@@ -55,6 +58,7 @@ def _versions(session: Session, name: str, found: list[Version]) -> None:
                     version.file_count,
                     f"{version.created_at:%Y-%m-%d %H:%M:%S}",
                     version.digest,
+                    *((version.source_artifact.ref if version.is_link else "-",) if linked else ()),
                 )
                 for version in found
             ],
@@ -63,10 +67,7 @@ def _versions(session: Session, name: str, found: list[Version]) -> None:
     )
 
 
-def _collections(
-    session: Session, store: Store, prefix: str, kind: str | None, missing: Exception | None, *, trashed: bool
-) -> None:
-    found = list(store.collections(kind, prefix))
+def _collections(session: Session, found: list[CollectionInfo], missing: Exception | None, *, trashed: bool) -> None:
     if not found and missing is not None:
         raise missing
     shown = [info for info in found if info.trashed or not trashed]
@@ -74,11 +75,12 @@ def _collections(
         "collections",
         {"collections": [info.to_dict() for info in shown]},
         lambda: columns(
-            ("name", "type", "versions", "trashed", "latest", "size", "created"),
+            ("name", "type", "kind", "versions", "trashed", "latest", "size", "created"),
             [
                 (
                     info.name,
                     info.type,
+                    info.kind,
                     info.versions,
                     info.trashed,
                     info.latest or "-",

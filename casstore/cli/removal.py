@@ -15,6 +15,7 @@ from casstore.cli.values import Duration
 from casstore.errors import ConfirmationRequired, InvalidInputError, RefusedError, VersionNotFoundError
 
 if TYPE_CHECKING:
+    from casstore.cli.deletion import Allowances
     from casstore.store import Store
     from casstore.trash import TrashItem
     from casstore.version import Version
@@ -25,13 +26,21 @@ if TYPE_CHECKING:
     exits={
         10: "no such version or collection",
         13: "with --where: the store changed between the question and the answer",
-        14: "not confirmed, protected, or aliases are in the way; nothing was changed",
+        14: "not confirmed, protected, or aliases, links or uses are in the way; nothing was changed",
     },
 )
 @click.argument("refs", metavar="[REF...]", nargs=-1)
 @click.option("--where", metavar="EXPR", help="All versions that match; REF is a collection then, or left out.")
 @click.option("--collection", metavar="NAME", help="A whole collection, as one unit.")
 @click.option("--delete-aliases", is_flag=True, help="Also versions that have aliases other than latest.")
+@click.option("--delete-links", is_flag=True, help="Also versions that are linked; their links are hidden with them.")
+@click.option(
+    "--if-in-use",
+    type=click.Choice(["cancel", "refuse"]),
+    default="cancel",
+    show_default=True,
+    help="What becomes of declared uses: they are cancelled, or in the way.",
+)
 @click.option("--dry-run", is_flag=True, help="Say what would be moved to the trash, and change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
 @click.option("--confirm", metavar="NAME", help="The name of the collection, once more; its aliases may go then.")
@@ -45,34 +54,37 @@ def rm(
     where: str | None,
     collection: str | None,
     delete_aliases: bool,
+    delete_links: bool,
+    if_in_use: str,
     dry_run: bool,
     yes: bool,
     confirm: str | None,
     reason: str,
 ) -> None:
     """Move versions to the trash, from where they can be restored. Asks first; see --yes and --confirm."""
-    from casstore.cli.deletion import remove_collection, remove_where
+    from casstore.cli.deletion import Allowances, remove_collection, remove_where
 
     if (where is not None) + (collection is not None) + bool(refs and where is None) != 1:
         raise InvalidInputError("say what: REF..., or --where EXPR [COLLECTION], or --collection NAME")
     if confirm is not None and collection is None:
         raise InvalidInputError("--confirm goes with --collection", hint="--yes")
+    allowed = Allowances(delete_aliases, delete_links, if_in_use)
     if where is not None:
-        remove_where(session, where, refs, delete_aliases=delete_aliases, dry_run=dry_run, yes=yes, reason=reason)
+        remove_where(session, where, refs, allowed, dry_run=dry_run, yes=yes, reason=reason)
         return
     if collection is not None:
-        remove_collection(session, collection, confirm, delete_aliases=delete_aliases, dry_run=dry_run, reason=reason)
+        remove_collection(session, collection, confirm, allowed, dry_run=dry_run, reason=reason)
         return
     with session.store() as store:
         # References are resolved before the first change: `latest` moves when a version goes.
         chosen = list({version.ref: version for version in (_find(store, ref) for ref in refs)}.values())
         if dry_run:
-            _foretell(session, chosen, delete_aliases=delete_aliases)
+            _foretell(session, chosen, allowed)
             return
         if not yes:
             names = ", ".join(version.ref for version in chosen)
             session.ask(f"Move {names} to the trash? [y/N]", ("y", "Y", "yes"), "--yes")
-        _trash(session, store, chosen, reason, delete_aliases=delete_aliases)
+        _trash(session, store, chosen, reason, allowed)
 
 
 def _find(store: Store, ref: str) -> Version:
@@ -103,6 +115,8 @@ def _row(version: Version) -> dict[str, object]:
         "shared_bytes": version.stored_size - exclusive,
         "already_in_trash": version.state == "TRASHED",
         "aliases": _guards(version),
+        "links": [link.ref for link in version.linked_artifacts],
+        "unlinked": version.is_link,
     }
 
 
@@ -110,41 +124,54 @@ def _lines(rows: list[dict[str, object]]) -> list[str]:
     return list(
         columns(
             ("version", "exclusive", "shared", "purge"),
-            [
-                (row["ref"], row["exclusive_bytes"], row["shared_bytes"], str(row["purge_at"] or "-")[:19])
-                for row in rows
-            ],
+            [(row["ref"], row["exclusive_bytes"], row["shared_bytes"], _until(row)) for row in rows],
             "exclusive shared",
         )
     )
 
 
-def _foretell(session: Session, chosen: list[Version], *, delete_aliases: bool) -> None:
+def _until(row: dict[str, object]) -> str:
+    return "unlinked, source kept" if row["unlinked"] else str(row["purge_at"] or "-")[:19]
+
+
+def _foretell(session: Session, chosen: list[Version], allowed: Allowances) -> None:
     rows = [_row(version) for version in chosen]
-    session.data("rm", {"dry_run": True, "versions": rows}, lambda: _lines(rows))
+    values = {"dry_run": True, "versions": rows, "cancelled_uses": []}
+    session.data("rm", values, lambda: _lines(rows))
+    for row in rows:
+        if row["already_in_trash"] or row["unlinked"]:
+            continue
+        for what, free in (("aliases", allowed.delete_aliases), ("links", allowed.delete_links)):
+            some = row[what]
+            if isinstance(some, list) and some and not free:
+                session.note(f"{row['ref']} would be refused: it has the {what} {', '.join(some)}")
+
+
+def _trash(session: Session, store: Store, chosen: list[Version], reason: str, allowed: Allowances) -> None:
+    rows = [_row(version) for version in chosen]
+    refs = [version.ref for version in chosen]
+    plan = store.plan_delete(
+        refs,
+        allowed.delete_aliases,
+        reason,
+        delete_links=allowed.delete_links,
+        if_in_use=allowed.if_in_use,
+    )
+    moved = plan.apply()
     for version, row in zip(chosen, rows, strict=True):
-        if row["aliases"] and not delete_aliases:
-            session.note(f"{version.ref} would be refused: it has the aliases {', '.join(_guards(version))}")
-
-
-def _trash(session: Session, store: Store, chosen: list[Version], reason: str, *, delete_aliases: bool) -> None:
-    aliases = [_guards(version) for version in chosen]
-    moved = store.plan_delete([version.ref for version in chosen], delete_aliases, reason).apply().refs
-    rows: list[dict[str, object]] = []
-    for version, guards in zip(chosen, aliases, strict=True):
-        done = version.delete()  # changes nothing any more
-        rows.append(
-            {
-                "ref": done.ref,
+        if not version.is_link:
+            done = version.delete()  # changes nothing any more
+            row |= {
                 "trashed_at": done.trashed_at.isoformat(),
                 "purge_at": done.purge_at.isoformat(),
                 "exclusive_bytes": done.exclusive_bytes,
                 "shared_bytes": done.shared_bytes,
-                "already_in_trash": done.ref not in moved,
-                "aliases": guards,
+                "already_in_trash": done.ref not in moved.refs,
             }
-        )
-    session.data("rm", {"dry_run": False, "versions": rows}, lambda: _lines(rows))
+    values = {"dry_run": False, "versions": rows, "cancelled_uses": list(moved.cancelled_uses)}
+    session.data("rm", values, lambda: _lines(rows))
+    if moved.cancelled_uses:
+        session.note(f"uses were cancelled of {', '.join(moved.cancelled_uses)}")
 
 
 @click.group(cls=Group)
@@ -200,13 +227,15 @@ def _days_left(items: list[TrashItem]) -> list[float]:
     name="restore",
     exits={
         10: "no such version or collection in the trash",
-        14: "the collection of the version is in the trash",
+        11: "--name has another type, or is in the trash",
+        14: "the collection of the version, or the source of the link, is in the trash; --name is a portfolio",
         20: "its content is not whole: it stays",
     },
 )
 @click.argument("refs", metavar="REF...", nargs=-1, required=True)
+@click.option("--name", metavar="COLLECTION", help="Make them new versions of this collection; they stay in the trash.")
 @click.pass_obj
-def trash_restore(session: Session, /, *, refs: tuple[str, ...]) -> None:
+def trash_restore(session: Session, /, *, refs: tuple[str, ...], name: str | None) -> None:
     """Bring versions back: same numbers, metadata and tags, and those of their aliases that are free.
 
     The name of a collection in the trash brings it back with what was trashed with it.
@@ -217,7 +246,7 @@ def trash_restore(session: Session, /, *, refs: tuple[str, ...]) -> None:
         rows: list[dict[str, object]] = []
         try:
             for ref in refs:
-                restored = store.trash.restore(ref)
+                restored = store.trash.restore(ref, name)
                 kind = "version" if isinstance(restored, Version) else "collection"
                 lost = list(restored.aliases_not_restored) if kind == "version" else []
                 aliases = list(restored.aliases) if kind == "version" else []

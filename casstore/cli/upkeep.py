@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -155,6 +156,7 @@ def _collection_lines(report: GCReport, keepers: list[Keeper], *, explain: bool)
         ("copied", human(report.repacked_bytes)),
         ("pending", f"{human(report.pending_bytes)}{until}"),
         ("purged", ", ".join(report.purged) or 0),
+        ("aborted", ", ".join(report.aborted_batches) or 0),
         *((f"kept by {reason}", human(size)) for reason, size in report.kept_by.items()),
     ]
     shown = list(pairs(lines))
@@ -180,34 +182,38 @@ def _collection_lines(report: GCReport, keepers: list[Keeper], *, explain: bool)
 @click.command(cls=Command, exits={10: "no such version", 20: "something is damaged, missing or different"})
 @click.argument("ref")
 @click.option("--root", metavar="DIR", help="Compare this directory; without, the bytes in the store.")
+@click.option("--check-refs", is_flag=True, help="Also look whether what references point to is what it was.")
 @click.pass_obj
-def verify(session: Session, /, *, ref: str, root: str | None) -> None:
+def verify(session: Session, /, *, ref: str, root: str | None, check_refs: bool) -> None:
     """Check every byte of a version, in the store or in a directory, and list all that is wrong."""
     with session.store() as store:
-        report_verification(session, store.get(ref), root)
+        report_verification(session, store.get(ref), root, check_refs=check_refs)
 
 
-def report_verification(session: Session, version: Version, root: str | None) -> None:
+def report_verification(session: Session, version: Version, root: str | None, *, check_refs: bool = False) -> None:
     """Verify a version and say what was found. Raises `VerificationError`."""
     problem: VerificationError | None = None
     checked: int | None = None
+    unverified: Sequence[str] = ()
     with session.progress() as progress:
         try:
-            checked = version.verify(root, progress)
+            checked = found = version.verify(root, progress, check_refs=check_refs)
+            unverified = found.unverified_refs
         except VerificationError as error:
             problem = error
     lists = {
         "missing": problem.missing if problem else [],
         "changed": problem.changed if problem else [],
         "extra": problem.extra if problem else [],
-        "unverified_refs": problem.unverified_refs if problem else [],
+        "unverified_refs": problem.unverified_refs if problem else list(unverified),
     }
     values = {"ref": version.ref, "root": root, "clean": problem is None, "bytes": checked, **lists}
     session.data(
         "verify",
         values,
         lambda: (
-            [f"{kind}  {path}" for kind, paths in lists.items() for path in paths] or [f"{version.ref} ok {checked}"]
+            [f"{kind}  {path}" for kind, paths in lists.items() for path in paths]
+            + ([f"{version.ref} ok {checked}"] if problem is None else [])
         ),
     )
     if problem is not None:
@@ -309,6 +315,15 @@ def policy_show(session: Session, /) -> None:
 @click.option("--store-waste", metavar="SHARE", type=float, help="Garbage in the whole store that gc lets be.")
 @click.option("--small-packs", metavar="N", type=int, help="Merge small packs when so many make a whole one.")
 @click.option("--copy-bytes", type=Size(none="none"), metavar="SIZE", help="What one gc may copy; none: a tenth.")
+@click.option("--reserved-types", metavar="TYPE,...", help="No versions of these types are made; empty: none.")
+@click.option(
+    "--reference-roots", metavar="DIR:...", help="Directories that file references may lead into; none: anywhere."
+)
+@click.option(
+    "--on-private-address",
+    type=click.Choice(["allow", "error"]),
+    help="References that lead to an address that is not public.",
+)
 @click.option("--confirm", metavar="N", type=int, help="The number of versions that expire at once by that.")
 @click.pass_obj
 def policy_set(
@@ -326,6 +341,9 @@ def policy_set(
     store_waste: float | None,
     small_packs: int | None,
     copy_bytes: int | None,
+    reserved_types: str | None,
+    reference_roots: str | None,
+    on_private_address: str | None,
     confirm: int | None,
 ) -> None:
     """Change rules; those not given stay. The default ttl is set by ttl --default."""
@@ -337,13 +355,20 @@ def policy_set(
         "node_waste": node_waste,
         "store_waste": store_waste,
         "small_packs": small_packs,
+        "on_private_address": on_private_address,
     }
     changed: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    for name, words in (("no_ttl_types", no_ttl_types), ("protected_aliases", protected_aliases)):
+    for name, words in (
+        ("no_ttl_types", no_ttl_types),
+        ("protected_aliases", protected_aliases),
+        ("reserved_types", reserved_types),
+    ):
         if words is not None:
             changed[name] = words.split(",") if words else []
     if retention is not None:
         changed["retention"] = _json(retention)
+    if reference_roots is not None:
+        changed["reference_roots"] = None if reference_roots == "none" else reference_roots.split(":")
     if copy_bytes is not None:
         changed["copy_bytes"] = copy_bytes or None
     if not changed:

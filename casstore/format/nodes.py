@@ -6,22 +6,64 @@ children above), ``L`` chunk list of one file (items are chunks at level 0, chil
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 
 import msgspec
 
-from casstore.errors import FormatError
-from casstore.model import Entry, EntryKind
+from casstore.digest import Digest
+from casstore.errors import FormatError, InvalidInputError
+from casstore.model import Entry, EntryKind, Pointer
+from casstore.names import canonical_attrs
 
 DIRECTORY = "D"
 CHUNK_LIST = "L"
 
-_FILE, _LINK, _DIR = 0, 1, 2
-_KINDS = {EntryKind.FILE: _FILE, EntryKind.LINK: _LINK, EntryKind.DIRECTORY: _DIR}
+_FILE, _LINK, _DIR, _REFERENCE = 0, 1, 2, 3
+_KINDS = {
+    EntryKind.FILE: _FILE,
+    EntryKind.LINK: _LINK,
+    EntryKind.DIRECTORY: _DIR,
+    EntryKind.REFERENCE: _REFERENCE,
+}
 _NAMES = {code: kind for kind, code in _KINDS.items()}
 
-_EntryShape = tuple[str, int, int, int, list[tuple[bytes, int]], bytes | None, str | None]
-"""path, kind, size, mode (-1 = not kept), chunks, chunk-list root, link target"""
+UNVERIFIED, VOLATILE = 1, 2
+"""flags of a reference"""
+
+_Text = str | msgspec.UnsetType
+
+
+class _Extras(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """What few entries have. Written as a map in this order, without what is not there."""
+
+    a: bytes | msgspec.UnsetType = msgspec.UNSET
+    """the host's object, as canonical JSON"""
+    c: tuple[str, bytes] | msgspec.UnsetType = msgspec.UNSET
+    """digest of a reference's content: algorithm, value"""
+    e: _Text = msgspec.UNSET
+    """etag"""
+    f: int = 0
+    """flags"""
+    u: _Text = msgspec.UNSET
+    """URI"""
+    v: _Text = msgspec.UNSET
+    """version of the object"""
+
+
+class _EntryShape(msgspec.Struct, array_like=True, forbid_unknown_fields=True, gc=False):
+    """An entry as it is written: the last element only if there is anything in it."""
+
+    path: str
+    kind: int
+    size: int
+    """-1 = not known"""
+    mode: int
+    """-1 = not kept"""
+    chunks: list[tuple[bytes, int]]
+    tree: bytes | None
+    target: str | None
+    extras: _Extras | msgspec.UnsetType = msgspec.UNSET
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,17 +115,31 @@ class Node:
 
 def encode_entry(entry: Entry) -> bytes:
     """One entry, as it stands in a leaf."""
-    return msgspec.msgpack.encode(
-        (
-            entry.path,
-            _KINDS[entry.kind],
-            entry.size,
-            -1 if entry.mode is None else entry.mode,
-            entry.chunks,
-            entry.tree,
-            entry.target,
-        )
+    plain = (
+        entry.path,
+        _KINDS[entry.kind],
+        -1 if entry.size is None else entry.size,
+        -1 if entry.mode is None else entry.mode,
+        entry.chunks,
+        entry.tree,
+        entry.target,
     )
+    if entry.pointer is None and not entry.attrs_json:
+        return msgspec.msgpack.encode(plain)
+    return msgspec.msgpack.encode((*plain, _extras(entry)))
+
+
+def _extras(entry: Entry) -> _Extras:
+    found = _Extras(a=entry.attrs_json or msgspec.UNSET)
+    pointer = entry.pointer
+    if pointer is not None:
+        if pointer.checksum is not None:
+            found.c = (pointer.checksum.algorithm, pointer.checksum.value)
+        found.e = msgspec.UNSET if pointer.etag is None else pointer.etag
+        found.f = UNVERIFIED * pointer.unverified | VOLATILE * pointer.volatile
+        found.u = pointer.uri
+        found.v = msgspec.UNSET if pointer.version_id is None else pointer.version_id
+    return found
 
 
 def encode_chunk(chunk: tuple[bytes, int]) -> bytes:
@@ -129,5 +185,48 @@ def decode_node(data: bytes, what: str) -> Node:
 
 
 def _entry(shape: _EntryShape) -> Entry:
-    path, kind, size, mode, chunks, tree, target = shape
-    return Entry(path, _NAMES[kind], size, tuple(chunks), tree, None if mode < 0 else mode, target)
+    kind = _NAMES[shape.kind]
+    mode = None if shape.mode < 0 else shape.mode
+    if shape.extras is msgspec.UNSET and kind is not EntryKind.REFERENCE and shape.size >= 0:
+        return Entry(shape.path, kind, shape.size, tuple(shape.chunks), shape.tree, mode, shape.target)
+    pointer, attrs = _read_extras(_Extras() if shape.extras is msgspec.UNSET else shape.extras)
+    if (pointer is None) is (kind is EntryKind.REFERENCE):
+        raise FormatError(f"entry {shape.path!r} is a {kind} {'without' if pointer is None else 'with'} a URI")
+    if pointer is None:
+        if shape.size < 0 or not attrs:
+            raise FormatError(f"entry {shape.path!r} has size {shape.size} or an empty last part")
+        return Entry(shape.path, kind, shape.size, tuple(shape.chunks), shape.tree, mode, shape.target, None, attrs)
+    if shape.chunks or shape.tree is not None or mode is not None or shape.target is not None or shape.size < -1:
+        raise FormatError(f"entry {shape.path!r} is a reference with content")
+    return Entry(shape.path, kind, None if shape.size < 0 else shape.size, pointer=pointer, attrs_json=attrs)
+
+
+def _read_extras(extras: _Extras) -> tuple[Pointer | None, bytes]:
+    attrs = b""
+    if extras.a is not msgspec.UNSET:
+        attrs = extras.a
+        try:
+            same = attrs == canonical_attrs(json.loads(attrs))
+        except ValueError:  # not JSON; InvalidMetadataError is one, too
+            same = False
+        if not same or not attrs:
+            raise FormatError("the attributes of an entry are not canonical JSON")
+    if extras.u is msgspec.UNSET:
+        if extras != _Extras(a=extras.a):
+            raise FormatError("an entry without a URI says what it points to")
+        return None, attrs
+    if not extras.u or not 0 <= extras.f <= UNVERIFIED | VOLATILE:
+        raise FormatError(f"a reference has URI {extras.u!r} and flags {extras.f}")
+    try:
+        checksum = None if extras.c is msgspec.UNSET else Digest(*extras.c)
+    except InvalidInputError as error:
+        raise FormatError(f"the digest of a reference: {error}") from None
+    pointer = Pointer(
+        extras.u,
+        None if extras.e is msgspec.UNSET else extras.e,
+        None if extras.v is msgspec.UNSET else extras.v,
+        checksum,
+        unverified=bool(extras.f & UNVERIFIED),
+        volatile=bool(extras.f & VOLATILE),
+    )
+    return pointer, attrs

@@ -80,6 +80,8 @@ class GCReport:
     expired: list[str] = field(default_factory=list)
     """versions past their time to live, moved to the trash"""
     purged: list[str] = field(default_factory=list)
+    aborted_batches: list[str] = field(default_factory=list)
+    """batches of distributed writers whose lease was over: ``collection id``"""
     marked_nodes: int = 0
     errors: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
@@ -173,7 +175,9 @@ class _Collection:
         """End packs in the log, then delete those whose grace is over."""
         engine, options, report = self.engine, self.options, self.report
         report.expired += _expire_due(engine, self.gc_run)
-        report.purged += _purge_due(engine, self.gc_run)
+        purged, aborted = _purge_due(engine, self.gc_run)
+        report.purged += purged
+        report.aborted_batches += aborted
         plan = _plan(engine, options)
         report.packs = [*{fate.pack: fate for fate in (*report.packs, *plan.fates)}.values()]
         fits = (lambda _: False) if self.room.tight else self.room.fits
@@ -241,6 +245,7 @@ def _sum_up(engine: Engine, run: GCRun, report: GCReport) -> None:
     totals = {
         "expired": len(report.expired),
         "purged": len(report.purged),
+        "aborted_batches": len(report.aborted_batches),
         "freed_chunks": report.freed_chunks,
         "retired_packs": report.retired_packs,
         "condemned_packs": report.condemned_packs,
@@ -269,16 +274,18 @@ def _expire_due(engine: Engine, run: GCRun) -> list[str]:
     return labels
 
 
-def _purge_due(engine: Engine, run: GCRun) -> list[str]:
+def _purge_due(engine: Engine, run: GCRun) -> tuple[list[str], list[str]]:
+    """Purge, abort and let go what time has come for; the labels of versions and of batches."""
     labels: list[str] = []
+    batches: list[str] = []
 
     def build(tables: Tables) -> Sequence[Record]:
         found = due(tables, run.actor)
-        labels[:] = found.versions
+        labels[:], batches[:] = found.versions, found.batches
         return (run, *found.records) if found.records else ()
 
     engine.commit(build)
-    return labels
+    return labels, batches
 
 
 def _plan(engine: Engine, options: Options) -> Plan:
@@ -300,6 +307,7 @@ def _foresee(engine: Engine, options: Options, report: GCReport) -> GCReport:
         # With no days in the trash, what expires is purged by the same run.
         through = past.swept if past.purge_at <= head.safe else ()
         report.purged = [*found.versions, *(item.label for item in through)]
+        report.aborted_batches = list(found.batches)
         at_once = [
             Purge(str(item.name), item.version.number, head.seq, force=False, actor=options.actor) for item in through
         ]

@@ -16,11 +16,22 @@ from casstore.format.nodes import Node, decode_node
 from casstore.format.packs import locations
 from casstore.gc.reclaim import listed_packs
 from casstore.gc.retire import read_footer
-from casstore.model import Drop, Location, PackState, Progress, Purge, Record, Unpurge, VersionRow, VersionState
+from casstore.model import (
+    Drop,
+    Location,
+    PackState,
+    Progress,
+    Purge,
+    Record,
+    RenameCollection,
+    Unpurge,
+    VersionRow,
+    VersionState,
+)
 from casstore.model import no_progress as _silent
 from casstore.names import CollectionName, parse_reference
 from casstore.overlay import Tables
-from casstore.state import CHUNK, NODE, head_of
+from casstore.state import CHUNK, NODE, current_name, head_of
 from casstore.view import collection_name, collection_named, packs, version_at, versions
 from casstore.writer import Writer
 
@@ -151,19 +162,24 @@ def _what_it_did(engine: Engine, run: bytes) -> _Done:
     dropped: set[bytes] = set()
     start: int | None = None
     last = 0
+    names: dict[str, str] = {}
     seq = engine.view.refresh().seq
     while seq > (start or 0):
         found = engine.log.read(seq)
         if found is None:
             break
-        for transaction in found[0].transactions:
+        for transaction in reversed(found[0].transactions):
+            for record in transaction.records:
+                if isinstance(record, RenameCollection) and engine.view.outcome(transaction.txid) is not None:
+                    # Records before have the name of their time.
+                    names[record.collection] = names.pop(record.name, record.name)
             part = transaction.run
             if part is None or part.run != run:
                 continue
             start, last = part.start, max(last, seq)
             for record in transaction.records:
                 if isinstance(record, Purge):
-                    purged.add((record.collection, record.number))
+                    purged.add((names.get(record.collection, record.collection), record.number))
                 elif isinstance(record, Drop):
                     dropped.update(record.digests)
         seq -= 1
@@ -196,10 +212,10 @@ def _named(tables: Tables, ref: str) -> tuple[str, int]:
     reference = parse_reference(ref)
     if reference.number is None:
         raise InvalidInputError(f"{ref!r} does not name one version", hint="name:vN")
-    row = collection_named(tables, str(reference.collection))
+    row = collection_named(tables, current_name(tables, str(reference.collection)))
     if row is None or version_at(tables, row.id, reference.number) is None:
         raise NotFoundError(f"there was never a version {ref}", hint="casstore log --deletions")
-    return str(reference.collection), reference.number
+    return row.name, reference.number
 
 
 def _is_purged(tables: Tables, candidate: _Candidate) -> bool:

@@ -76,7 +76,9 @@ def translated(error: lmdb.Error | OSError, generation: int | None = None) -> Ca
     """The error of this library for one of LMDB or of the system: damage, or a failing backend."""
     if isinstance(error, DAMAGE):
         return IndexDamagedError(f"the index is damaged: {error}", generation=generation)
-    denied = getattr(error, "errno", None) in {errno.EACCES, errno.EPERM, errno.EROFS}
+    numbers = (errno.EACCES, errno.EPERM, errno.EROFS)
+    # LMDB itself tells no number, only the words for it.
+    denied = getattr(error, "errno", None) in numbers or str(error).endswith(tuple(map(os.strerror, numbers)))
     if denied or isinstance(error, lmdb.ReadonlyError):
         return ReadOnlyError(f"index: {error}", hint="open the store with read_only=True, or check who may write there")
     hint = ""

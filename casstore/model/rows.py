@@ -182,6 +182,9 @@ class UseRow:
 class BatchRow:
     """A version that several writers make together."""
 
+    name: str
+    """of the collection"""
+    batch: str
     type: str
     state: str
     """``open``, ``finished`` or ``aborted``"""
@@ -200,6 +203,7 @@ class BatchRow:
 class PartRow:
     """One part of it."""
 
+    name: str
     root: bytes
     size: int
     file_count: int

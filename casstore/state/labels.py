@@ -105,6 +105,8 @@ class CatalogueRules(LineageRules):
         self.tables.put(ROOT, u64(collection.id) + record.root + u64(number), b"")
         if record.run:
             self._put_output(PutOutput(record.run, record.collection, number))
+        if record.base:
+            self._note_base(record.base, collection.id, number)
         self._name(collection.id, number, record)
         return number
 
@@ -164,6 +166,8 @@ class CatalogueRules(LineageRules):
 
     def _update_version(self, record: UpdateVersion) -> None:
         version = self._live(record.collection, record.number)
+        if version.is_link:  # it has no labels of its own but aliases
+            version = self._source(version)
         self._put(
             replace(
                 version,
@@ -197,6 +201,8 @@ class CatalogueRules(LineageRules):
         links = list(self._links(version, VersionState.COMMITTED))
         if links and not record.delete_links:
             raise Void(f"{record.collection}:v{version.number} has links")
+        if any(link.protected or self._home(link).protected for link in links):
+            raise Void(f"{record.collection}:v{version.number} has a protected link")
         uses = [use for v in (version, *links) for _, use in uses_of(self.tables, v.collection, v.number)]
         if record.refuse_in_use and any(use.state == ACTIVE for use in uses):
             raise Void(f"{record.collection}:v{version.number} is in use")
@@ -209,6 +215,18 @@ class CatalogueRules(LineageRules):
             link = decode_row(row, VersionRow)
             if link.state is state:
                 yield link
+
+    def _source(self, link: VersionRow) -> VersionRow:
+        row = self.tables.get(VERSION, version_key(link.source_collection, link.source_number))
+        assert row is not None
+        return decode_row(row, VersionRow)
+
+    def _home(self, version: VersionRow) -> CollectionRow:
+        """The collection a version is in."""
+        name = self.tables.get(COLLECTION_NAME, u64(version.collection))
+        row = None if name is None else self.tables.get(COLLECTION, name)
+        assert row is not None
+        return decode_row(row, CollectionRow)
 
     def _held(self, version: VersionRow) -> tuple[str, ...]:
         return tuple(a for a in aliases_of(self.tables, version.collection, version.number) if a != LATEST)
@@ -257,10 +275,7 @@ class CatalogueRules(LineageRules):
             self._point(version.collection, LATEST, version.number, actor)
 
     def _source_shown(self, version: VersionRow) -> bool:
-        if not version.is_link:
-            return True
-        row = self.tables.get(VERSION, version_key(version.source_collection, version.source_number))
-        return row is not None and decode_row(row, VersionRow).state is VersionState.COMMITTED
+        return not version.is_link or self._source(version).state is VersionState.COMMITTED
 
     def _trashed(self, collection: str, number: int, trash_seq: int) -> VersionRow:
         version = self._version(collection, number)
@@ -288,11 +303,9 @@ class CatalogueRules(LineageRules):
             if alias_target(self.tables, version.collection, alias) is None:
                 self._point(version.collection, alias, version.number, actor)
         for link in list(self._links(version, VersionState.TRASHED)):
-            row = self.tables.get(COLLECTION_NAME, u64(link.collection))
-            assert row is not None
-            parent = self._collection(row.decode())
             if link.trashed_by != BY_SOURCE or link.trash_seq != version.trash_seq:
                 continue
+            parent = self._home(link)
             if parent.state is VersionState.COMMITTED:
                 self._show(link, actor)
                 self._raise_latest(link, actor)
@@ -320,14 +333,10 @@ class CatalogueRules(LineageRules):
         if version.state is not VersionState.PURGED or version.is_link:
             raise Void(f"{record.collection}:v{record.number} is {version.state}")
         for link in list(self._links(version, VersionState.PURGED)):
-            if link.purge_seq == version.purge_seq:
+            # The name of its collection may have got another type since.
+            if link.purge_seq == version.purge_seq and self._home(link).type == link.type:
                 self._remember(replace(link, trashed_by=BY_SOURCE), record.purge_at)
         self._remember(version, record.purge_at)
-        collection = self._collection(record.collection)
-        if collection.state is VersionState.PURGED:
-            self._put_collection(
-                replace(collection, state=VersionState.TRASHED, trash_seq=self.segment.seq, purge_at=record.purge_at)
-            )
 
     def _remember(self, version: VersionRow, purge_at: int) -> None:
         """A purged version is in the trash again, its content held."""
@@ -335,6 +344,11 @@ class CatalogueRules(LineageRules):
         self._put(replace(version, state=VersionState.TRASHED, trash_seq=self.segment.seq, purge_at=purge_at))
         self.tables.put(TRASHED, version_key(version.collection, version.number), b"")
         self.tables.put(ROOT, u64(version.collection) + version.root + u64(version.number), b"")
+        collection = self._home(version)
+        if collection.state is VersionState.PURGED:
+            self._put_collection(
+                replace(collection, state=VersionState.TRASHED, trash_seq=self.segment.seq, purge_at=purge_at)
+            )
 
     def _set_ttl(self, record: SetTtl) -> None:
         version = self._live(record.collection, record.number)
@@ -425,9 +439,7 @@ class CatalogueRules(LineageRules):
 
     def _wait_for_source(self, link: VersionRow) -> None:
         """A link whose collection is back, but whose source is not: it comes with that."""
-        row = self.tables.get(VERSION, version_key(link.source_collection, link.source_number))
-        assert row is not None
-        source = decode_row(row, VersionRow)
+        source = self._source(link)
         self._put(replace(link, trashed_by=BY_SOURCE, trash_seq=source.trash_seq, purge_at=source.purge_at))
 
     def _purge_collection(self, record: PurgeCollection) -> None:
@@ -467,6 +479,7 @@ class CatalogueRules(LineageRules):
         self.tables.delete(REDIRECT, record.name.encode())
         self.tables.put(COLLECTION_NAME, u64(collection.id), record.name.encode())
         self._put_collection(replace(collection, name=record.name))
+        self._move_batches(collection.name, record.name)
 
     # --- links
 

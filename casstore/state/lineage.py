@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from casstore.errors import InvalidNameError
 from casstore.format.rows import decode_row, encode_row
 from casstore.model import (
     AbortParts,
@@ -23,19 +24,25 @@ from casstore.model import (
     VersionRow,
     VersionState,
 )
+from casstore.names import parse_reference
 from casstore.state.content import ContentRules, Void
 from casstore.state.schema import (
     BATCH,
     COLLECTION,
+    DERIVED,
     PART,
     PIN,
     RUN,
     RUN_OUTPUT,
     USE,
     VERSION,
+    VERSION_OUTPUT,
     VERSION_USE,
     batch_key,
+    batches_prefix,
     current_name,
+    derived_keys,
+    part_key,
     run_key,
     use_key,
     uses_of,
@@ -95,7 +102,24 @@ class LineageRules(ContentRules):
     def _put_output(self, record: PutOutput) -> None:
         self._run(record.run)
         collection = self._identifier(record.collection)
+        if self.tables.get(VERSION, version_key(collection, record.number)) is None:
+            raise Void(f"there is no version {record.collection}:v{record.number}")
         self.tables.put(RUN_OUTPUT, use_key(record.run, collection, record.number), b"")
+        self.tables.put(VERSION_OUTPUT, version_key(collection, record.number) + record.run.encode(), b"")
+
+    def _note_base(self, base: str, collection: int, number: int) -> None:
+        """Remember what a version was made from by more than its name, which may change."""
+        try:
+            reference = parse_reference(base)
+        except InvalidNameError:  # it is only for the record
+            return
+        row = self.tables.get(COLLECTION, current_name(self.tables, str(reference.collection)).encode())
+        if row is None or reference.number is None:
+            return
+        place = (decode_row(row, CollectionRow).id, reference.number)
+        if self.tables.get(VERSION, version_key(*place)) is not None and place != (collection, number):
+            for key, value in derived_keys(place, (collection, number)):
+                self.tables.put(DERIVED, key, value)
 
     def _identifier(self, collection: str) -> int:
         row = self.tables.get(COLLECTION, current_name(self.tables, collection).encode())
@@ -114,6 +138,10 @@ class LineageRules(ContentRules):
         if row is None or decode_row(row, VersionRow).state is not VersionState.COMMITTED:
             raise Void(f"{record.collection}:v{record.number} is not there")
         use = UseRow(record.purpose, record.holder, ACTIVE, self.segment.claimed, 0, self.segment.seq, record.actor)
+        known = self.tables.get(USE, use_key(record.run, collection, record.number))
+        if known is not None and (before := decode_row(known, UseRow)).state == ACTIVE:
+            # The same use goes on, whatever for: who holds it may tell by its position that it was never cancelled.
+            use = replace(use, since=before.since, seq=before.seq)
         self.tables.put(USE, use_key(record.run, collection, record.number), encode_row(use))
         self.tables.put(VERSION_USE, version_key(collection, record.number) + record.run.encode(), b"")
 
@@ -149,19 +177,28 @@ class LineageRules(ContentRules):
         self.tables.put(BATCH, batch_key(collection, batch), encode_row(row))
 
     def _parts(self, collection: str, batch: str) -> dict[str, PartRow]:
-        prefix = batch_key(collection, batch)
-        return {
-            key[len(prefix) :].decode(): decode_row(row, PartRow) for key, row in self.tables.scan(PART, prefix=prefix)
-        }
+        rows = (decode_row(row, PartRow) for _, row in self.tables.scan(PART, prefix=batch_key(collection, batch)))
+        return {part.name: part for part in rows}
 
     def _upsert_part(self, record: UpsertPart) -> None:
         key = batch_key(record.collection, record.batch)
         if self.tables.get(BATCH, key) is None:
-            batch = BatchRow(record.type, OPEN, self.segment.claimed, self.segment.seq, record.expires, record.actor)
+            batch = BatchRow(
+                record.collection,
+                record.batch,
+                record.type,
+                OPEN,
+                self.segment.claimed,
+                self.segment.seq,
+                record.expires,
+                record.actor,
+            )
         else:
             batch = self._batch(record.collection, record.batch)
         if batch.type != record.type:
             raise Void(f"batch {record.batch} makes a {batch.type}")
+        # It ends as a whole: no part before the others.
+        expires = max(batch.expires, record.expires)
         parts = self._parts(record.collection, record.batch)
         known = parts.get(record.part)
         if known is not None and known.root != record.root:
@@ -171,9 +208,10 @@ class LineageRules(ContentRules):
                 raise Void("the pin is held already")
             self._hold_root(record.root)
             purpose = f"part {record.part} of {record.batch}"
-            pin = PinRow(record.holder, purpose, (record.root,), record.expires, self.segment.seq)
+            pin = PinRow(record.holder, purpose, (record.root,), expires, self.segment.seq)
             self.tables.put(PIN, record.pin, encode_row(pin))
             part = PartRow(
+                record.part,
                 record.root,
                 record.size,
                 record.file_count,
@@ -182,8 +220,7 @@ class LineageRules(ContentRules):
                 self.segment.claimed,
                 self.segment.seq,
             )
-            self.tables.put(PART, key + record.part.encode(), encode_row(part))
-        expires = max(batch.expires, record.expires)
+            self.tables.put(PART, part_key(record.collection, record.batch, record.part), encode_row(part))
         for part in parts.values():
             row = self.tables.get(PIN, part.pin)
             if row is not None:
@@ -210,6 +247,19 @@ class LineageRules(ContentRules):
         self._let_go(record.collection, record.batch, self._parts(record.collection, record.batch))
         self._put_batch(record.collection, record.batch, replace(batch, state=ABORTED, reason=record.reason))
 
+    def _move_batches(self, collection: str, name: str) -> None:
+        """Batches go with a collection that gets another name."""
+        for key, value in list(self.tables.scan(BATCH, prefix=batches_prefix(collection))):
+            row = decode_row(value, BatchRow)
+            if self.tables.get(BATCH, batch_key(name, row.batch)) is not None:
+                raise Void(f"there is a batch {row.batch} of {name}, too")
+            parts = self._parts(collection, row.batch)
+            self.tables.delete(BATCH, key)
+            self._put_batch(name, row.batch, replace(row, name=name))
+            for part in parts.values():
+                self.tables.delete(PART, part_key(collection, row.batch, part.name))
+                self.tables.put(PART, part_key(name, row.batch, part.name), encode_row(part))
+
     def _let_go(self, collection: str, batch: str, parts: dict[str, PartRow]) -> None:
         for name, part in parts.items():
             row = self.tables.get(PIN, part.pin)
@@ -217,7 +267,7 @@ class LineageRules(ContentRules):
                 for root in decode_row(row, PinRow).roots:
                     self._release(root)
                 self.tables.delete(PIN, part.pin)
-            self.tables.delete(PART, batch_key(collection, batch) + name.encode())
+            self.tables.delete(PART, part_key(collection, batch, name))
 
 
 def _place(key: bytes) -> tuple[int, int]:

@@ -38,6 +38,8 @@ RUN = "run"
 RUN_OUTPUT = "run_output"
 USE = "use"
 VERSION_USE = "version_use"
+VERSION_OUTPUT = "version_output"
+DERIVED = "derived"
 BATCH = "batch"
 PART = "part"
 TABLES = (
@@ -64,9 +66,14 @@ TABLES = (
     RUN_OUTPUT,
     USE,
     VERSION_USE,
+    VERSION_OUTPUT,
+    DERIVED,
     BATCH,
     PART,
 )
+
+_UP, _DOWN = b"u", b"d"
+"""how keys of `DERIVED` begin: from a version to its base, from a base to what was made of it"""
 
 LOCAL = b"local/"
 """keys in `META` that say something of this replica only, and are not part of the state"""
@@ -124,9 +131,45 @@ def use_key(run: str, collection: int, number: int) -> bytes:
     return run_key(run) + version_key(collection, number)
 
 
+def runs_logging(tables: Tables, collection: int, number: int) -> list[str]:
+    """The runs that logged the content of a version, also those for which it was there already."""
+    return [key[16:].decode() for key, _ in tables.scan(VERSION_OUTPUT, prefix=version_key(collection, number))]
+
+
+def base_of(tables: Tables, collection: int, number: int) -> tuple[int, int] | None:
+    """The version that a version was made from, as (collection, number): whatever they are called by now."""
+    row = tables.get(DERIVED, _UP + version_key(collection, number))
+    return None if row is None else _place(row)
+
+
+def derived_from(tables: Tables, collection: int, number: int) -> list[tuple[int, int]]:
+    """The versions that were made from a version, as (collection, number)."""
+    return [_place(key[17:]) for key, _ in tables.scan(DERIVED, prefix=_DOWN + version_key(collection, number))]
+
+
+def derived_keys(base: tuple[int, int], version: tuple[int, int]) -> tuple[tuple[bytes, bytes], tuple[bytes, bytes]]:
+    """The rows that say of a version what it was made from: there, and back."""
+    up, down = version_key(*version), version_key(*base)
+    return (_UP + up, down), (_DOWN + down + up, b"")
+
+
+def _place(key: bytes) -> tuple[int, int]:
+    return int.from_bytes(key[:8], "big"), int.from_bytes(key[8:16], "big")
+
+
+def batches_prefix(collection: str) -> bytes:
+    """Prefix of the batches of a collection name: a digest, because names may be longer than a key."""
+    return seal(collection.encode())
+
+
 def batch_key(collection: str, batch: str) -> bytes:
     """Key of a batch, and prefix of its parts."""
-    return collection.encode() + b"\0" + batch.encode() + b"\0"
+    return batches_prefix(collection) + seal(batch.encode())
+
+
+def part_key(collection: str, batch: str, part: str) -> bytes:
+    """Key of a part of a batch."""
+    return batch_key(collection, batch) + seal(part.encode())[:16]
 
 
 def links_to(tables: Tables, collection: int, number: int) -> list[tuple[int, int]]:

@@ -323,7 +323,7 @@ class StoreMachine(RuleBasedStateMachine):
         engine = handle.engine
         commit = engine.commit
 
-        def late(build: Build, *, packs_since: int | None = None) -> Committed | None:
+        def late(build: Build, *, packs_since: int | None = None, asked: bool = False) -> Committed | None:
             engine.commit = commit  # type: ignore[method-assign]
             due, drafts = self._expected(other)
             self._erase(other, victim, number)
@@ -331,7 +331,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert set(report.purged) == due
             self._purged(due, drafts)
             self._committed(other)
-            return commit(build, packs_since=packs_since)
+            return commit(build, packs_since=packs_since, asked=asked)
 
         engine.commit = late  # type: ignore[method-assign]
         self._log(handle, self._artifact(name, files), name, files)

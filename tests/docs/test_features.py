@@ -1,4 +1,7 @@
-"""Guards docs/features.md: every row of issue 2 is in the table, and every test it names exists."""
+"""docs/features.md: every row of the feature contract is in the table, with tests that exist or with who owns it.
+
+Promise guarded: a stranger can look up any row of FEATURES and find the test that fails when it breaks.
+"""
 
 from __future__ import annotations
 
@@ -11,18 +14,33 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 DOCUMENT = (ROOT / "docs" / "features.md").read_text(encoding="utf-8")
-ROWS = re.findall(
-    r"\S+",
-    "A1 A2 A3 A4 A5 A6 A7 A8 A9 A11 A12 A13 A14 A15 A16 A17 B1 B2 B5 B6 B7 B8 B9 B10 B11 C1 C2 C3 C6 C7 D1 D2 "
-    "G1 G2 G3 G4 G5 G6 G8 J1 J2 J3 J4 J5 J6 J7 J8 J9 K1 K2 K10 L1 L2 L3 L4 L5 L6 M1 M2 M3 M10 Q1 Q2 Q7 Q11 Q12 Q19 "
-    "K3 K4 K5 K6 K7 K9 M4 M5 M8 O6 Q8 Q9 Q14 Q21",
-)
-TABLE = {
-    cells[0].strip(): re.findall(r"`(tests/[^`]+)`", cells[2])
+SECTIONS = {"A": 17, "B": 12, "C": 7, "D": 3, "E": 6, "F": 14, "G": 13, "H": 8, "I": 6, "J": 9, "K": 11, "L": 6} | {
+    "M": 10,
+    "N": 9,
+    "O": 6,
+    "P": 7,
+    "Q": 21,
+    "R": 20,
+}
+"""rows of each section of the contract"""
+ROWS = [f"{letter}{number}" for letter, count in SECTIONS.items() for number in range(1, count + 1)]
+LATER = {"F3", "F4", "F5", "G10", "N3", "O2", "O4", "P7"}
+"""rows that a later issue owns, as the table says: object stores and their cache, the benchmark harness, a server"""
+CELLS = {
+    cells[0].strip(): cells[2].strip()
     for line in DOCUMENT.splitlines()
     if line.startswith("|") and len(cells := line.strip("|").split("|")) == 3 and not set(line) <= set("|-")
 }
-TABLE.pop("row")
+del CELLS["row"]
+
+
+def tests_of(row: str) -> list[str]:
+    """The tests that show a row, those of the row it refers to included."""
+    cell = CELLS[row]
+    found = re.findall(r"`(tests/[^`]+)`", cell)
+    for other in re.findall(r"\bas ([A-R]\d+)\b", cell):
+        found += tests_of(other)
+    return found
 
 
 @cache
@@ -32,14 +50,17 @@ def functions_in(path: str) -> frozenset[str]:
 
 
 @pytest.mark.parametrize("row", ROWS)
-def test_every_row_of_the_issue_is_shown_by_a_test(row: str) -> None:
-    assert TABLE[row]
+def test_every_row_of_the_contract_is_shown_by_a_test(row: str) -> None:
+    if row in LATER:
+        assert re.match(r"(issue|later): ", CELLS[row])
+    else:
+        assert tests_of(row)
 
 
-@pytest.mark.parametrize("row", TABLE)
+@pytest.mark.parametrize("row", CELLS)
 def test_the_named_tests_exist(row: str) -> None:
-    assert TABLE[row]
-    for name in TABLE[row]:
+    assert CELLS[row]
+    for name in tests_of(row):
         path, _, test = name.partition("::")
         assert test.startswith("test_")
         assert test in functions_in(path), name

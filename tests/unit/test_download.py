@@ -7,13 +7,16 @@ when all its bytes are right.
 from __future__ import annotations
 
 import errno
+import json
 import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
 from casstore import (
     AlreadyExistsError,
@@ -23,11 +26,15 @@ from casstore import (
     IntegrityError,
     InvalidInputError,
     PathConflictError,
+    RefusedError,
     Store,
+    UnsupportedSchemeError,
     VerificationError,
     Version,
 )
-from casstore import checkout as checkout_module
+from casstore.checkout import target as target_module
+from casstore.cli import main
+from casstore.errors import ReferenceChangedError, ReferenceMissingError
 from casstore.model import Location
 
 CONTENT = {"a.txt": b"alpha", "img/cat.png": b"cat" * 1000, "img/dog.png": b"", "img2/x": b"x", "z/y/x/w": b"deep"}
@@ -264,7 +271,7 @@ def test_a_file_system_that_folds_names(store: Store, root: Path, monkeypatch: p
     """A11: refused before anything is written, instead of losing one of two files. (Only pretended.)"""
     version = log(store, {"Readme": b"1", "README": b"2", "caf\u00e9": b"3"})
     assert version.download(root).files == 3
-    monkeypatch.setattr(checkout_module._Target, "folds", lambda _: True)
+    monkeypatch.setattr(target_module.Target, "folds", lambda _: True)
     with pytest.raises(PathConflictError, match="for one path"):
         version.download(root / "2")
     assert tree(root / "2") == {}
@@ -274,7 +281,7 @@ def test_a_file_system_that_folds_names(store: Store, root: Path, monkeypatch: p
 
 def test_the_probe_for_folding_leaves_nothing(version: Version, root: Path) -> None:
     root.mkdir()
-    with checkout_module._Target(str(root)) as target:
+    with target_module.Target(str(root)) as target:
         assert not target.folds()
     assert not list(root.iterdir())
 
@@ -464,3 +471,211 @@ def test_verify_the_stored_copy(store: Store, version: Version) -> None:
     with Store.open(store.url) as fresh, pytest.raises(VerificationError, match="list of files") as nothing:
         fresh.get("ds").verify()
     assert (nothing.value.collection, nothing.value.version) == ("ds", "v0")
+
+
+# --- W&B's signatures
+
+
+def test_parameters_of_the_reference_are_accepted(version: Version, root: Path) -> None:
+    """G2, G9: in W&B's order; what has no effect here says so, once for each."""
+    assert version.download(root, False, None, "img", None).files == 2
+    assert version.download(root / "2", path_prefix=Path("z") / "y").files == 1
+    for name in ("skip_cache", "multipart"):
+        for value in (True, False):
+            with pytest.warns(DeprecationWarning, match=name):
+                assert version.download(root, **{name: value}).files == 5  # type: ignore[arg-type]
+    assert tree(root / "img") == {"cat.png": CONTENT["img/cat.png"], "dog.png": b""}
+
+
+def test_skip_cache_can_give_no_other_bytes(store: Store, root: Path) -> None:
+    """G9, §R 4: nothing is remembered from one call to the next, whatever either says."""
+    one, two = log(store, {"x": b"one"}, "one"), log(store, {"x": b"two"}, "two")
+    with pytest.warns(DeprecationWarning, match="skip_cache"):
+        one.download(root, skip_cache=True)
+    two.download(root)
+    assert tree(root) == {"x": b"two"}
+    (root / "x").write_bytes(b"six")  # of the same size
+    two.download(root)
+    assert tree(root) == {"x": b"two"}
+
+
+def test_get_path_is_an_old_name(version: Version) -> None:
+    """G4."""
+    with pytest.warns(DeprecationWarning, match="get_entry"):
+        assert version.get_path("a.txt") == version.get_entry("a.txt")
+    with pytest.raises(KeyError), pytest.warns(DeprecationWarning, match="get_entry"):
+        version.get_path("none")
+
+
+def test_the_cursor_of_a_listing(version: Version) -> None:
+    """G6: the path of the last entry given; another listing goes on there, also one of a page size."""
+    assert version.files().cursor is None
+    listing = version.files()
+    assert iter(listing) is listing
+    seen = [next(listing).path, next(listing).path]
+    assert listing.cursor == seen[-1]
+    rest = version.files(start=listing.cursor)
+    assert rest.cursor == listing.cursor
+    assert seen + [entry.path for entry in rest] == sorted(CONTENT)
+    assert rest.cursor == max(CONTENT)
+    pages, cursor = [], None
+    while page := list(part := version.files(page_size=2, start=cursor)):
+        pages.append([entry.path for entry in page])
+        cursor = part.cursor
+    assert pages == [sorted(CONTENT)[:2], sorted(CONTENT)[2:4], sorted(CONTENT)[4:]]
+    named = version.files(names=["z/y/x/w", "a.txt"])
+    assert (next(named).path, named.cursor) == ("a.txt", "a.txt")
+
+
+def test_per_page_leaves_nothing_out(version: Version) -> None:
+    """In W&B it is how many one request brings, not how many come: here it has no effect."""
+    with pytest.warns(DeprecationWarning, match="per_page"):
+        assert len(list(version.files(per_page=1))) == len(CONTENT)
+
+
+# --- references (F11, G8)
+
+
+@pytest.fixture
+def referred(store: Store, tmp_path: Path) -> Version:
+    """Of a local directory: two references with checksum, one without; and a file of its own."""
+    source = tmp_path / "referred"
+    source.mkdir()
+    for name in ("one", "two", "loose"):
+        (source / name).write_bytes(name.encode() * 1000)
+    draft = Artifact("refs")
+    draft.add_bytes(b"own", "own")
+    for name in ("one", "two"):
+        draft.add_reference(f"file://{source}/{name}", f"r/{name}")
+    draft.add_reference(f"file://{source}/loose", "r/loose", checksum=False)
+    return store.log_artifact(draft)
+
+
+REFERRED = {"own": b"own", **{f"r/{name}": name.encode() * 1000 for name in ("one", "two", "loose")}}
+
+
+def test_references_are_fetched(referred: Version, root: Path) -> None:
+    report = referred.download(root)
+    assert tree(root) == REFERRED
+    assert (report.files, report.bytes, report.skipped) == (4, sum(map(len, REFERRED.values())), [])
+    assert referred["r/one"].download(str(root / "2")) == str(root / "2" / "r" / "one")
+    checked_out = root / "checked out"
+    referred.checkout(checked_out)
+    assert tree(checked_out).keys() - {".casstore-checkout"} == REFERRED.keys()
+
+
+@pytest.mark.parametrize("way", ["download", "checkout"])
+@pytest.mark.parametrize("kind", ["gone", "changed", "same size"])
+def test_references_that_are_not_what_they_were(
+    kind: str, way: str, referred: Version, root: Path, tmp_path: Path
+) -> None:
+    """F11: an error (10, 20) after all else was written, with no byte of theirs; or skipped, and the report says so."""
+    target = tmp_path / "referred" / "two"
+    if kind == "gone":
+        target.unlink()
+    else:
+        target.write_bytes(b"other" if kind == "changed" else b"TWO" * 1000)
+    act = getattr(referred, way)
+    if way == "checkout":
+        root.mkdir()
+    with pytest.raises(ReferenceMissingError if kind == "gone" else ReferenceChangedError) as caught:
+        act(root)
+    assert caught.value.exit_code == (10 if kind == "gone" else 20)
+    assert "refs:v0/r/two" in caught.value.message
+    left = {path: data for path, data in REFERRED.items() if path != "r/two"}
+    assert {path: data for path, data in tree(root).items() if path != ".casstore-checkout"} == left
+    report = act(root, allow_missing_references=True)
+    assert report.skipped == ["r/two"]
+    assert {path: data for path, data in tree(root).items() if path != ".casstore-checkout"} == left
+    with pytest.raises(type(caught.value)):
+        referred["r/two"].download(str(root))
+
+
+def test_a_checkout_with_a_bad_reference_deletes_nothing(referred: Version, root: Path, tmp_path: Path) -> None:
+    referred.checkout(root)
+    (root / "mine").write_bytes(b"mine")
+    (tmp_path / "referred" / "loose").unlink()
+    with pytest.raises(ReferenceMissingError):
+        referred.checkout(root)
+    assert (root / "mine").read_bytes() == b"mine"
+    report = referred.checkout(root, allow_missing_references=True)
+    assert (report.skipped, report.deleted, report.unchanged) == (["r/loose"], ["mine"], 3)
+    assert tree(root).keys() - {".casstore-checkout"} == REFERRED.keys()
+
+
+def test_a_scheme_without_a_handler(store: Store, root: Path) -> None:
+    draft = Artifact("opaque")
+    draft.add_bytes(b"own", "own")
+    draft.add_reference("gopher://host/x", "x", allow_opaque=True)
+    version = store.log_artifact(draft)
+    with pytest.raises(UnsupportedSchemeError) as caught:
+        version.download(root)
+    assert caught.value.exit_code == 2
+    assert version.download(root, allow_missing_references=True).skipped == ["x"]
+    assert tree(root) == {"own": b"own"}
+    assert version.verify(check_refs=True).unverified_refs == ("x",)
+
+
+def test_what_policy_forbids_is_never_skipped(referred: Version, store: Store, root: Path) -> None:
+    """It is not the reference that is wrong."""
+    store.set_policy(reference_roots=("/nowhere",))
+    with pytest.raises(RefusedError):
+        referred.download(root, allow_missing_references=True)
+    assert tree(root) == {"own": b"own"}
+
+
+def test_a_failing_disk_is_no_missing_reference(referred: Version, root: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write = os.write
+
+    def fail(fd: int, data: memoryview) -> int:
+        if len(data) == 3000:
+            raise OSError(errno.EIO, "Input/output error")
+        return write(fd, data)
+
+    monkeypatch.setattr(os, "write", fail)
+    with pytest.raises(BackendError) as caught:
+        referred.download(root, allow_missing_references=True)
+    assert caught.value.errno == errno.EIO
+    assert not [path for path in tree(root) if "casstore-part" in path]
+
+
+def test_verify_says_which_references_it_did_not_compare(referred: Version, root: Path, tmp_path: Path) -> None:
+    """G8, F13: they are no problem by themselves; with ``check_refs`` what they point to is looked at."""
+    assert referred.verify() == 3
+    assert referred.verify().unverified_refs == ("r/loose", "r/one", "r/two")
+    assert referred.verify(check_refs=True).unverified_refs == ("r/loose",)
+    referred.download(root)
+    assert referred.verify(root).unverified_refs == ("r/loose",)
+    assert referred.verify(root, check_refs=True).unverified_refs == ("r/loose",)
+    (root / "r" / "one").write_bytes(b"ONE" * 1000)
+    (root / "r" / "loose").write_bytes(b"anything")
+    with pytest.raises(VerificationError) as caught:
+        referred.verify(root)
+    assert (caught.value.changed, caught.value.unverified_refs) == (["r/one"], ["r/loose"])
+    (tmp_path / "referred" / "one").write_bytes(b"another")
+    (tmp_path / "referred" / "two").unlink()
+    referred.verify()
+    with pytest.raises(VerificationError) as caught:
+        referred.verify(check_refs=True)
+    error = caught.value
+    assert (error.missing, error.changed, error.unverified_refs) == (["r/two"], ["r/one"], ["r/loose"])
+
+
+def test_references_on_the_command_line(referred: Version, store: Store, root: Path, tmp_path: Path) -> None:
+    def run(*words: object, code: int = 0) -> Any:
+        result = CliRunner().invoke(main, [*map(str, words), "--store", store.url])
+        assert result.exit_code == code, result.output
+        return result
+
+    assert json.loads(run("verify", "refs", "--json").stdout)["unverified_refs"] == ["r/loose", "r/one", "r/two"]
+    lines = run("verify", "refs", "--check-refs").stdout.splitlines()
+    assert lines == ["unverified_refs  r/loose", "refs:v0 ok 3"]
+    (tmp_path / "referred" / "one").write_bytes(b"another")
+    run("get", "refs", "-o", root, code=20)
+    run("verify", "refs", "--check-refs", code=20)
+    (tmp_path / "referred" / "one").unlink()
+    run("get", "refs", "-o", root, code=10)
+    run("checkout", "refs", root / "2", code=10)
+    for words in (("get", "refs", "-o", root), ("checkout", "refs", root / "2", "--yes")):
+        assert run(*words, "--allow-missing-references").stderr == "skipped r/one\n"
+    assert run("get", "refs", "-o", root, "--prefix", "own/", code=10)

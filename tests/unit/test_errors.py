@@ -56,9 +56,10 @@ EXIT_CODES = {
     11: ("AlreadyExistsError", "PathConflictError", "NameTakenError", "TypeConflictError"),
     12: ("ReadOnlyError",),
     13: ("ConflictError", "StaleBaseError", "UpsertConflictError", "LeaseLostError", "UseCancelledError",
-         "StoreBusyError"),
-    14: ("RefusedError", "AliasGuardError", "ProtectedError", "InUseError", "ParentDeletedError", "GCDisabledError",
-         "QuotaExceededError", "ConfirmationRequired", "ArtifactFinalizedError", "ArtifactNotLoggedError"),
+         "StoreBusyError", "WaitTimeoutError"),
+    14: ("RefusedError", "AliasGuardError", "LinkGuardError", "ProtectedError", "InUseError", "ParentDeletedError",
+         "GCDisabledError", "QuotaExceededError", "ConfirmationRequired", "ArtifactFinalizedError",
+         "ArtifactNotLoggedError"),
     20: ("IntegrityError", "ChunkMissingError", "DigestMismatchError", "VerificationError", "ReferenceChangedError"),
     21: ("FormatError", "UnsupportedFormatError"),
     30: ("BackendError", "TransientBackendError"),
@@ -71,6 +72,7 @@ BUILTIN = {
     "AlreadyExistsError": FileExistsError,
     "ReadOnlyError": PermissionError,
     "VerificationError": ValueError,
+    "WaitTimeoutError": TimeoutError,
     "BackendError": OSError,
 }
 CLASSES = [

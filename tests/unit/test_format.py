@@ -28,6 +28,7 @@ from hypothesis import strategies as st
 from casstore.backend import open_backend
 from casstore.codec import RAW, ZSTD, ZstdCodec
 from casstore.config import ChunkerParams, StoreConfig
+from casstore.digest import Digest
 from casstore.errors import CasstoreError, FormatError, IntegrityError, UnsupportedFormatError
 from casstore.format.guard import guard, is_sound, unguard
 from casstore.format.layout import decode_store, encode_store, log_key, log_seq, pack_key, pack_of
@@ -56,6 +57,7 @@ from casstore.model import (
     FrameInfo,
     PackContent,
     Pin,
+    Pointer,
     Purge,
     PutVersion,
     Record,
@@ -92,8 +94,14 @@ ENTRIES = (
     Entry("c-empty", EntryKind.DIRECTORY),
     Entry("d-long", size=1 << 40, tree=digest(3)),
 )
+REFERENCES = (
+    Entry("a", EntryKind.REFERENCE, 7, pointer=Pointer("https://h/ü", '"e"', "v", Digest("blake3", digest(5)))),
+    Entry("b", EntryKind.REFERENCE, None, pointer=Pointer("x:y", unverified=True, volatile=True), attrs_json=b'{"k":1}'),
+    Entry("c", size=3, chunks=((digest(1), 3),), attrs_json=b'{"k":[null,1.5]}'),
+)
 NODES = {
     "node-entries": encode_node(DIRECTORY, 0, [encode_entry(entry) for entry in ENTRIES]),
+    "node-references": encode_node(DIRECTORY, 0, [encode_entry(entry) for entry in REFERENCES]),
     "node-children": encode_node(DIRECTORY, 2, [encode_child(Child(digest(4), "a/file.txt", 3, 1 << 33))]),
     "node-chunks": encode_node(CHUNK_LIST, 0, [encode_chunk((digest(5), 65536)), encode_chunk((digest(6), 1))]),
     "node-chunk-children": encode_node(CHUNK_LIST, 1, [encode_child(Child(digest(7), "", 40, 2621440))]),
@@ -163,6 +171,7 @@ def test_every_sample_is_there() -> None:
 def test_samples_are_read_back() -> None:
     assert decode_store(bytes.fromhex(GOLDEN["format"])) == CONFIG
     assert decode_node(bytes.fromhex(GOLDEN["node-entries"]), "x").entries == ENTRIES
+    assert decode_node(bytes.fromhex(GOLDEN["node-references"]), "x").entries == REFERENCES
     assert decode_node(bytes.fromhex(GOLDEN["node-children"]), "x").children == (
         Child(digest(4), "a/file.txt", 3, 1 << 33),
     )
@@ -333,6 +342,7 @@ def test_damage_to_an_envelope_never_gives_other_bytes(data: st.DataObject) -> N
 DECODERS: dict[str, tuple[Callable[[bytes], Any], bytes]] = {
     "format": (decode_store, SAMPLES["format"]),
     "node": (lambda data: decode_node(data, "x").references(), NODES["node-entries"]),
+    "references": (lambda data: decode_node(data, "x").references(), NODES["node-references"]),
     "children": (lambda data: decode_node(data, "x"), NODES["node-children"]),
     "chunks": (lambda data: decode_node(data, "x"), NODES["node-chunks"]),
     "footer": (lambda data: locations(b"", decode_footer(data, "x").content), SAMPLES["footer"]),

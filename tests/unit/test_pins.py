@@ -30,7 +30,7 @@ from casstore import (
     Version,
     VersionNotFoundError,
 )
-from casstore import checkout as checkout_module
+from casstore.checkout import writing as checkout_module
 from casstore import contents as contents_module
 from casstore.cli import main
 from casstore.engine import Engine

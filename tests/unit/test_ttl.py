@@ -377,7 +377,8 @@ def test_who_may_is_for_the_host_to_say(store: Store, clock: Clock) -> None:
             ("eve", "retain", "ds"),
         ]
         assert hosted.expire(dry_run=True).refs == ("ds:v0",)
-        hosted.set_policy(trash_days=10)
+        with pytest.raises(RefusedError, match="eve may not set-policy the store"):
+            hosted.set_policy(trash_days=10)
 
 
 # --- J8, J9: held

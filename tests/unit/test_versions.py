@@ -224,7 +224,7 @@ def test_what_a_version_says(store: Store) -> None:
     assert str(version) == "ds:v0"
     assert repr(version) == "<Version default/default/ds:v0>"
     for name in ("entity", "project", "collection", "name", "qualified_name", "version"):
-        assert getattr(version, f"source_{name}") == getattr(version, name), "no links yet: the source is itself"
+        assert getattr(version, f"source_{name}") == getattr(version, name), "the source of what is no link is itself"
 
 
 def test_ids_are_unique_and_in_order(store: Store) -> None:
@@ -245,7 +245,7 @@ def test_to_dict_is_json_with_a_schema(store: Store) -> None:
     assert set(values) == {
         "schema", "ref", "id", "entity", "project", "collection", "version", "type", "state", "digest", "size",
         "file_count", "created_at", "updated_at", "commit", "aliases", "tags", "description", "metadata", "base",
-        "actor", "ttl", "ttl_source", "expires_at", "held_by",
+        "actor", "ttl", "ttl_source", "expires_at", "held_by", "is_link", "source", "links", "run", "attrs",
     }  # fmt: skip
     assert values["aliases"] == ["best", "latest"]
     assert datetime.fromisoformat(values["created_at"]).tzinfo is not None

@@ -129,7 +129,7 @@ class _Raw:
             tree = write_chunk_list(chunks, average, self._node).root if len(chunks) > INLINE_CHUNKS else None
             entries.append(Entry(path, size=size, chunks=() if tree else chunks, tree=tree))
         self.root = write_entries(entries, average, self._node).root
-        self.size = sum(entry.size for entry in entries)
+        self.size = sum(entry.length for entry in entries)
 
     def _node(self, data: bytes, children: tuple[bytes, ...]) -> bytes:
         if len(self.nodes) < 40:

@@ -1,0 +1,90 @@
+"""What the view remembers of local files ↔ bytes. Disposable, of one host, and no part of the state."""
+
+from __future__ import annotations
+
+import os
+import struct
+from dataclasses import dataclass
+from typing import Self
+
+from casstore.digest import checksum64
+
+FILES = "files"
+"""the table"""
+
+_SEAL = struct.Struct("<Q")
+_HEAD = struct.Struct("<IQqqQQBH")
+"""day of the last use; size, mtime, ctime, inode, device; bytes of a digest, number of chunks"""
+_LENGTH = struct.Struct("<I")
+_TREE = 0xFFFF
+"""instead of the number of chunks: the root of a chunk list follows"""
+
+
+@dataclass(frozen=True, slots=True)
+class Stamp:
+    """What the file system says of a file, as far as it tells that the content is another. Times in ns."""
+
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    device: int
+
+    @classmethod
+    def of(cls, info: os.stat_result) -> Self:
+        """The stamp in a stat result."""
+        return cls(info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_dev)
+
+
+@dataclass(frozen=True, slots=True)
+class FileRow:
+    """The content a file had while it had a stamp."""
+
+    stamp: Stamp
+    used: int
+    """day (since the epoch) on which it was of use last, or some days before"""
+    chunks: tuple[tuple[bytes, int], ...] = ()
+    tree: bytes | None = None
+
+
+def file_key(path: bytes) -> bytes:
+    """Where the row of a path is; rows of one directory are neighbours. Two paths may have one key."""
+    directory, _, name = path.rpartition(b"/")
+    return struct.pack(">QQ", checksum64(directory), checksum64(name))
+
+
+def encode_file(path: bytes, row: FileRow) -> bytes | None:
+    """A row; None for a file whose stamp does not fit, which is then not remembered."""
+    stamp = row.stamp
+    width = len(row.tree or (row.chunks[0][0] if row.chunks else b""))
+    count = len(row.chunks) if row.tree is None else _TREE
+    try:
+        head = _HEAD.pack(row.used, stamp.size, stamp.mtime_ns, stamp.ctime_ns, stamp.inode, stamp.device, width, count)
+    except struct.error:
+        return None
+    tail = row.tree or b"".join([digest + _LENGTH.pack(length) for digest, length in row.chunks])
+    return _seal(path, head + tail) + head + tail
+
+
+def decode_file(path: bytes, data: bytes) -> FileRow | None:
+    """The row of just this path; None if it is damaged or that of another."""
+    body = data[_SEAL.size :]
+    if len(body) < _HEAD.size or data[: _SEAL.size] != _seal(path, body):
+        return None
+    used, size, mtime, ctime, inode, device, width, count = _HEAD.unpack_from(body)
+    stamp = Stamp(size, mtime, ctime, inode, device)
+    if count == _TREE:
+        return FileRow(stamp, used, tree=body[_HEAD.size :])
+    step = width + _LENGTH.size
+    places = range(_HEAD.size, _HEAD.size + step * count, step)
+    chunks = tuple((body[at : at + width], _LENGTH.unpack_from(body, at + width)[0]) for at in places)
+    return FileRow(stamp, used, chunks)
+
+
+def last_use(data: bytes) -> int:
+    """The day of the last use of a row, which may be damaged: then nonsense."""
+    return int.from_bytes(data[_SEAL.size : _SEAL.size + 4], "little")
+
+
+def _seal(path: bytes, body: bytes) -> bytes:
+    return _SEAL.pack(checksum64(path + b"\0" + body))

@@ -1,0 +1,219 @@
+"""The stat cache: what the files were that earlier logs on this host have read, so that they are not read again.
+
+A file is remembered by its path with a `Stamp` (size, mtime, ctime, inode, device) and the chunks its content was cut
+into. While its stamp is the same and the store has those chunks, it is not opened. When that may be believed:
+
+- Only file systems of this machine are believed whose kernel driver sets ctime at every change of content, and lets
+  nobody set it back (`KEEPS_CTIME`). On all others files are read every time: network ones may show old attributes or
+  make times up, read-only images have the ctime they were built with, FAT has none, tmpfs does not notice a store
+  through mmap.
+- Only files are remembered whose mtime and ctime were at least `MARGIN_NS` old *when their reading began*, by this
+  machine's clock, which is what such a file system takes its times from. Whatever is written from then on gets a ctime
+  above that, also if stamps are cut to 2 s (and the kernel's clock is up to a tick behind): so neither an edit in the
+  same tick as the recording nor one during the reading can leave the stamp as it is. That is stricter than git, which
+  compares with the time of its index and looks at the content of what is not older.
+- A row is for one path and one stamp; a damaged row, or that of another path, is none (a checksum over both).
+- A row is a hint: its chunks become claims, which are looked up now and again at the commit, as any duplicate's are.
+
+What is not noticed: stores through a shared, writable mmap to a page that was dirty already (the kernel gives a file a
+new ctime at the first store to a clean page, not at each; git's own text on the matter is silent about it); a single
+``write`` still copying, over bytes that were there, `MARGIN_NS` after it began; what bypasses the file system (a
+device, a clock set to the very nanosecond, a power cut with ``lazytime``). For those there is ``trust_mtime=False``.
+
+A row is in the view's storage, not in the log: losing it costs a reading.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from typing import TypeVar
+
+from casstore.config import Runtime
+from casstore.errors import CasstoreError
+from casstore.format.filerows import FILES, FileRow, Stamp, decode_file, encode_file, file_key, last_use
+from casstore.model import Entry
+from casstore.overlay import Tables
+from casstore.sources import LocalFile, Signature
+from casstore.view import View
+
+T = TypeVar("T")
+
+MARGIN_NS = 3_000_000_000
+KEEPS_CTIME = frozenset(
+    {"bcachefs", "btrfs", "ext2", "ext3", "ext4", "f2fs", "jfs", "nilfs2", "overlay", "reiserfs", "xfs", "zfs"}
+)
+ROWS = 2_000_000
+"""files that are remembered at most"""
+BATCH_ROWS = 4096
+"""rows a transaction writes: nobody waits for longer"""
+STALE_DAYS = 7
+"""a row that is of use is written again when its last use was that long ago"""
+_OLDEST = b"oldest"
+"""where the day is written that was the oldest after rows had been dropped; no key of a row is as short"""
+_DAY_MICROS = 86_400_000_000
+
+
+def settled(info: os.stat_result, opened: int) -> Stamp | None:
+    """The stamp of a file that was read, if every change since gives it another.
+
+    ``info`` is from after the reading, ``opened`` the file clock (µs) from before the file was opened.
+    """
+    stamp = Stamp.of(info)
+    return stamp if max(stamp.mtime_ns, stamp.ctime_ns) + MARGIN_NS <= opened * 1000 else None
+
+
+class StatCache:
+    """What one log asks and tells. Not thread-safe. It never raises: what goes wrong makes files be read."""
+
+    def __init__(self, view: View, runtime: Runtime, *, rows: int = ROWS, batch: int = BATCH_ROWS) -> None:
+        self._view = view
+        self._file_system = runtime.file_system
+        self._rows = rows
+        self._batch = batch
+        self._clock = runtime.file_clock
+        self._devices: dict[int, bool] = {}
+        self._pending: dict[bytes, bytes] = {}
+        self._off = False
+        self._count: int | None = None
+
+    def find(self, sources: Sequence[LocalFile]) -> list[FileRow | None]:
+        """What is remembered of files that are what they were when they were added; None for those to be read."""
+        if not sources or self._off or not self._size():
+            return [None] * len(sources)
+        stamps = [self._stamp(source) for source in sources]
+        paths = [os.fsencode(source.path) for source in sources]
+
+        def body(tables: Tables) -> list[bytes | None]:
+            return [
+                None if stamp is None else tables.get(FILES, file_key(path))
+                for path, stamp in zip(paths, stamps, strict=True)
+            ]
+
+        stale = self._today - STALE_DAYS
+        found: list[FileRow | None] = []
+        for path, stamp, data in zip(paths, stamps, self._look(body) or [None] * len(paths), strict=True):
+            row = None if data is None else decode_file(path, data)
+            if row is None or row.stamp != stamp:
+                found.append(None)
+                continue
+            found.append(row)
+            if row.used <= stale:
+                self._put(path, row.stamp, row.chunks, row.tree)
+        return found
+
+    def learn(self, source: LocalFile, stamp: Stamp | None, entry: Entry) -> None:
+        """Remember the content of a file that was read, unless it is not `settled`."""
+        if stamp is not None and not self._off and self._keeps_ctime(stamp.device, source.path):
+            self._put(os.fsencode(source.path), stamp, entry.chunks, entry.tree)
+
+    def flush(self) -> None:
+        """Write what was learned, in one transaction. Not inside a read of the view."""
+        batch, self._pending = sorted(self._pending.items()), {}
+        if not batch or self._off:
+            return
+        if self._size() + len(batch) > self._rows:
+            self._trim()
+
+        def body(tables: Tables) -> int:
+            room = self._rows - tables.count(FILES)
+            for key, row in batch:
+                if room < len(batch) and tables.get(FILES, key) is None:
+                    # Full of what may be in use: it stays, or a tree with more files than there is room for would push
+                    # out what it is about to ask for.
+                    if room <= 0:
+                        continue
+                    room -= 1
+                tables.put(FILES, key, row)
+            return tables.count(FILES)
+
+        self._count = self._change(body)
+
+    # --- parts
+
+    def _size(self) -> int:
+        if self._count is None:
+            self._count = self._look(lambda tables: tables.count(FILES))
+        return self._count or 0
+
+    @property
+    def _today(self) -> int:
+        return max(0, self._clock() // _DAY_MICROS)
+
+    def _stamp(self, source: LocalFile) -> Stamp | None:
+        """The stamp of a file that may be taken for what it was when it was added."""
+        if not source.trusted:
+            return None
+        try:
+            info = os.stat(source.path)
+        except (OSError, ValueError):
+            return None
+        if not stat.S_ISREG(info.st_mode) or Signature.of(info) != source.signature:
+            return None
+        return Stamp.of(info) if self._keeps_ctime(info.st_dev, source.path) else None
+
+    def _keeps_ctime(self, device: int, path: str) -> bool:
+        known = self._devices.get(device)
+        if known is None:
+            known = self._devices[device] = self._file_system(path) in KEEPS_CTIME
+        return known
+
+    def _put(self, path: bytes, stamp: Stamp, chunks: tuple[tuple[bytes, int], ...], tree: bytes | None) -> None:
+        row = encode_file(path, FileRow(stamp, self._today, chunks, tree))
+        if row is not None:
+            self._pending[file_key(path)] = row
+        if len(self._pending) >= self._batch:
+            self.flush()
+
+    def _trim(self) -> None:
+        """Drop the rows that were of no use for a week at least. Costs a pass over all rows, but not twice in vain."""
+        today = self._today
+        limit = today - 2 * STALE_DAYS
+        known = self._look(lambda tables: tables.get(FILES, _OLDEST))
+        if known is not None and limit < int.from_bytes(known, "big") <= today:
+            return
+        oldest = today
+        for part in self._parts():
+            old = [key for key, day in part if not limit < day <= today]
+            oldest = min([oldest, *(day for _, day in part if limit < day)])
+
+            def body(tables: Tables, old: list[bytes] = old) -> None:
+                for key in old:
+                    tables.delete(FILES, key)
+
+            if old:
+                self._change(body)
+        self._change(lambda tables: tables.put(FILES, _OLDEST, oldest.to_bytes(8, "big")))
+
+    def _parts(self) -> Iterator[list[tuple[bytes, int]]]:
+        """Keys and days of all rows, a batch a snapshot."""
+        last = b""
+        while True:
+
+            def body(tables: Tables, last: bytes = last) -> list[tuple[bytes, int]]:
+                scan = tables.scan(FILES, start=last and last + b"\0")
+                some = itertools.islice(scan, self._batch)
+                return [(key, last_use(row)) for key, row in some if key != _OLDEST]
+
+            part = self._look(body)
+            if not part:
+                return
+            yield part
+            last = part[-1][0]
+
+    def _look(self, body: Callable[[Tables], T]) -> T | None:
+        try:
+            with self._view.read() as tables:
+                return body(tables)
+        except CasstoreError:
+            self._off = True
+            return None
+
+    def _change(self, body: Callable[[Tables], T]) -> T | None:
+        try:
+            return self._view.note(body)
+        except CasstoreError:
+            self._off = True
+            return None
