@@ -1,6 +1,20 @@
 """Who may do what: a transaction as questions for whoever embeds the store (`Runtime.authorize`).
 
-A question is an action and a target. One that is refused keeps the whole transaction out of the log.
+A question is an action and a target. One that is refused keeps the whole transaction out of the log. The actions:
+
+========================================  =================================================================
+``log``, ``link``, ``create``, ``rename``  a collection (``project/name``); ``abort`` a batch in one
+``update``, ``protect``, ``unprotect``     a version (``name:vN``) or a collection
+``delete``, ``restore``, ``purge``         as above; ``unlink`` and ``undo`` (of a purge) a version
+``alias``                                 ``name:alias``, set or taken off, also by a log; never ``latest`` by that
+``set-ttl``, ``set-default-ttl``           a version; a collection or ``the store``
+``expire``, ``retain``                     ``the store``; a collection: sweeps, whatever they take
+``run``, ``delete-run``, ``use``           the id of a run; of a use the version
+``set-policy``, ``erase``, ``gc``          ``the store``; so ``pin``, ``unpin``, ``repair``
+========================================  =================================================================
+
+Reading, dry runs, drafts and what keeps a long read alive are not asked about. The collector asks as one: what it
+sweeps, purges and aborts because its time has come is ``gc``.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ from casstore.engine import Engine
 from casstore.errors import InvalidInputError, NameTakenError, RefusedError
 from casstore.format.rows import decode_row
 from casstore.ingest import check_open
-from casstore.inventory import kind_of
+from casstore.inventory import KINDS, kind_of
 from casstore.model import (
     BatchRow,
     CollectionRow,
@@ -257,9 +257,6 @@ class Collection:
             "created_at": from_micros(row.created).isoformat(),
             "protected": row.protected or None,
         }
-
-
-KINDS = ("sequence", "portfolio")
 
 
 def create(engine: Engine, name: str, type: str, kind: str, description: str) -> Collection:  # noqa: A002

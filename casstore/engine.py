@@ -75,7 +75,7 @@ class _Request:
     packs_since: int | None
     txid: bytes
     allowed: set[Question] | None
-    """what the answer to was yes so far; None: nobody need be asked"""
+    """what the answer to was yes so far, of all that are committed together; None: nobody need be asked"""
     transaction: Transaction | None = None
     at: int = 0
     done: bool = False
@@ -224,10 +224,8 @@ class Engine:
         The first error of any of them is raised when all are done.
         """
         self.check_writable()
-        free = asked or authority.is_open(self.runtime)
-        requests = [
-            _Request(build, packs_since, self.runtime.random_bytes(16), None if free else set()) for build in builds
-        ]
+        allowed: set[Question] | None = None if asked or authority.is_open(self.runtime) else set()
+        requests = [_Request(build, packs_since, self.runtime.random_bytes(16), allowed) for build in builds]
         waiting = requests
         while waiting:
             self._carry_out(waiting)
@@ -255,7 +253,7 @@ class Engine:
         """Ask what a request waits for; True if it can go on by that."""
         if not isinstance(request.error, _Unanswered) or request.allowed is None:
             return False
-        questions = request.error.questions
+        questions = [question for question in request.error.questions if question not in request.allowed]
         try:
             authority.ask(self.runtime, questions)
         except RefusedError as error:

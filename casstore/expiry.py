@@ -91,7 +91,7 @@ def expires(terms: Terms, collection: CollectionRow, version: VersionRow) -> int
 
 
 def holders(tables: Tables, terms: Terms, collection: CollectionRow, version: VersionRow) -> tuple[str, ...]:
-    """What keeps a version from expiring whatever its age: protection, its own, its collection's or an alias's, and links."""
+    """What keeps a version from expiring whatever its age: protection (by collection or alias, too), links to it."""
     found = []
     if version.protected:
         found.append(f"protected: {version.protected}")

@@ -11,6 +11,7 @@ from casstore import catalogue, expiry
 from casstore.catalogue import full_name
 from casstore.config import from_micros
 from casstore.engine import Engine
+from casstore.errors import InvalidInputError
 from casstore.format.rows import length_of_row
 from casstore.gc.plan import footprint_of, garbage
 from casstore.gc.reclaim import listed_packs
@@ -88,6 +89,9 @@ class Usage:
         return asdict(self)
 
 
+KINDS = ("sequence", "portfolio")
+
+
 def kind_of(row: CollectionRow) -> str:
     """``portfolio`` for a collection that takes links only, else ``sequence``."""
     return "portfolio" if row.portfolio else "sequence"
@@ -97,6 +101,8 @@ def list_collections(
     engine: Engine, type_: str | None, prefix: str, kind: str | None = None
 ) -> Iterator[CollectionInfo]:
     """Collections in name order, empty ones too, by type, by prefix of their short or full name, and by kind."""
+    if kind not in {None, *KINDS}:
+        raise InvalidInputError(f"kind={kind!r} is not valid", hint=" or ".join(KINDS))
     engine.view.refresh()
     with engine.view.read() as tables:
         found = []

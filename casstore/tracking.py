@@ -142,7 +142,9 @@ class StoreTracking(StoreUpkeep):
 
         Also as part of a collection, by a sweep, a rule, or with its source. Called after the commit is durable, in the
         thread that asked for it, and not under any lock. An exception in it is logged to the logger ``casstore`` and
-        changes nothing. Returns a function that ends the subscription. What other processes do: `events`.
+        changes nothing. Returns a function that ends the subscription; `close` ends it, too, and a pickled copy of the
+        store has none. What other handles and processes do: `events`. A version past its time to live is heard of when
+        a sweep takes it, not when readers see it no more.
         """
         return events.subscribe(self._engine, events.TRASHED, callback)
 

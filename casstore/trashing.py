@@ -98,7 +98,7 @@ def obstacle(
             return Obstacle(f"has the link {link.label}, which {why}", partial(ProtectedError, hint=hint))
     runs = users(tables, (version, *rows)) if allowed.refuse_in_use else ()
     if runs:
-        hint = "if_in_use='cancel', or casstore rm --if-in-use cancel"
+        hint = f"if_in_use='cancel'; if its process is gone: casstore run finish {runs[0]}"
         return Obstacle(f"is in use by {', '.join(runs)}", partial(InUseError, runs=runs, hint=hint))
     return None
 

@@ -136,10 +136,10 @@ def sleep_before_commit(path: str, where: str) -> None:
             engine = store._engine
             real = engine.commit
 
-            def commit(build: Build, *, packs_since: int | None = None) -> Committed | None:
+            def commit(build: Build, *, packs_since: int | None = None, asked: bool = False) -> Committed | None:
                 engine.commit = real  # type: ignore[method-assign]
                 stop_self()
-                return real(build, packs_since=packs_since)
+                return real(build, packs_since=packs_since, asked=asked)
 
             engine.commit = commit  # type: ignore[method-assign]
         try:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import get_args
@@ -256,6 +256,12 @@ def test_requests_that_share_a_segment_stand_or_fall_alone(store: Store, host: H
             opened._engine.commit_all([protect(1, "a"), protect(2, "b")])
         assert engine.view.refresh().seq == at + 1
     assert [store.get(ref).protected for ref in ("ds:v1", "ds:v2")] == [None, "b"]
+
+
+def test_what_is_committed_together_asks_each_question_once(store: Store, host: Host) -> None:
+    record = Protect("default/default/ds", 2, "a")
+    store._engine.commit_all([lambda _: (record,), lambda _: (replace(record, reason="b"),), lambda _: (record,)])
+    assert host.asked == [("protect", "ds:v2")]
 
 
 def test_what_turns_up_at_the_commit_only_is_asked_about_then(store: Store, host: Host, plain: Store) -> None:

@@ -874,10 +874,10 @@ def before_commit(writer: Store, hook: Callable[[], object], monkeypatch: pytest
     real = engine.commit
     hooks = [hook]
 
-    def commit(build: Build, *, packs_since: int | None = None) -> Committed | None:
+    def commit(build: Build, *, packs_since: int | None = None, asked: bool = False) -> Committed | None:
         if hooks:
             hooks.pop()()
-        return real(build, packs_since=packs_since)
+        return real(build, packs_since=packs_since, asked=asked)
 
     monkeypatch.setattr(engine, "commit", commit)
 

@@ -164,6 +164,11 @@ def test_a_draft_in_another_collection_has_its_base(trained: Store) -> None:
     assert f"ds:v0 -base-> {moved.ref}" in edges(trained.lineage("ds:v0", depth=1))
 
 
+def test_a_copy_has_its_source_as_base(trained: Store) -> None:
+    copied = trained.copy("raw:v0", "elsewhere")
+    assert edges(trained.lineage(copied, 1, "up")) == {"raw:v0 -base-> elsewhere:v0"}
+
+
 def test_a_run_that_logged_what_was_there_already_is_in_the_graph_of_the_version(trained: Store) -> None:
     with trained.run(id="again") as run:
         run.log(artifact(b"raw", "raw"))

@@ -559,6 +559,8 @@ def test_a_portfolio_takes_links_only(store: Store) -> None:
     assert (infos["prod/models"].latest, infos["prod/models"].versions) == (None, 0)
     assert [info.name for info in store.collections(kind="portfolio", prefix="sh")] == ["shelf"]
     assert store.link("m:v0", "prod/models").ref == "prod/models:v0"
+    with pytest.raises(InvalidInputError):
+        store.collections(kind="shelf")
     for name, kind, shape, error in (
         ("shelf", "model", "sequence", NameTakenError),
         ("x", "casstore-x", "sequence", InvalidNameError),

@@ -94,8 +94,12 @@ def test_two_hundred_threads_inside_a_read_at_once(store: Store, url: str) -> No
     inside = threading.Barrier(THREADS)
 
     def hold(number: int) -> None:
-        with store._engine.view.read():
-            inside.wait()
+        try:
+            with store._engine.view.read():
+                inside.wait()
+        except BaseException:
+            inside.abort()  # or all others would wait for ever
+            raise
 
     for _ in range(3):  # what the first round took is given back
         together(THREADS, hold)

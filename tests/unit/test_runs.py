@@ -656,6 +656,7 @@ def test_the_use_of_a_killed_process_stays_until_its_run_is_ended(on_disk: Store
     with pytest.raises(RefusedError, match="in use") as caught:
         on_disk.delete("ds:v0", if_in_use="refuse")
     assert use.run in str(caught.value)
+    assert f"casstore run finish {use.run}" in str(getattr(caught.value, "hint", ""))
     done = CliRunner().invoke(main, ["--store", on_disk.url, "run", "finish", use.run, "--status", "failed"])
     assert (done.exit_code, done.stdout) == (0, f"{use.run} failed\n")
     on_disk.delete("ds:v0", if_in_use="refuse")
