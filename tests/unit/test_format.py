@@ -96,7 +96,9 @@ ENTRIES = (
 )
 REFERENCES = (
     Entry("a", EntryKind.REFERENCE, 7, pointer=Pointer("https://h/ü", '"e"', "v", Digest("blake3", digest(5)))),
-    Entry("b", EntryKind.REFERENCE, None, pointer=Pointer("x:y", unverified=True, volatile=True), attrs_json=b'{"k":1}'),
+    Entry(
+        "b", EntryKind.REFERENCE, None, pointer=Pointer("x:y", unverified=True, volatile=True), attrs_json=b'{"k":1}'
+    ),
     Entry("c", size=3, chunks=((digest(1), 3),), attrs_json=b'{"k":[null,1.5]}'),
 )
 NODES = {

@@ -30,8 +30,8 @@ from casstore import (
     Version,
     VersionNotFoundError,
 )
-from casstore.checkout import writing as checkout_module
 from casstore import contents as contents_module
+from casstore.checkout import writing as checkout_module
 from casstore.cli import main
 from casstore.engine import Engine
 from casstore.errors import BackendError

@@ -123,7 +123,7 @@ def test_history_leaves_no_trace(files: dict[str, int], rounds: list[dict[str, i
         content = {path: kept for path, kept in content.items() if edits.get(path, kept) is not None}
         tree = edit_entries(before.root, in_order(edits), nodes.fetch, average, nodes.sink)
         assert tree == write_entries(ordered(content), average, nodes.sink)
-        assert (tree.count, tree.size) == (len(content), sum(e.size for e in content.values()))
+        assert (tree.count, tree.size) == (len(content), sum(e.length for e in content.values()))
         assert list(walk(tree.root, nodes.fetch)) == ordered(content)
         gone, come = diff(before.root, tree.root, nodes.fetch)
         assert gone == {path: e for path, e in before_content.items() if content.get(path) != e}
