@@ -22,7 +22,7 @@ from corpora import CORPORA, WORK
 from measuring import apparent_bytes, empty, mb, print_table, save, timed
 from memory import peak_memory
 
-from casstore import Artifact, Store, ingest
+from casstore import Artifact, Store, reading
 from casstore.config import Runtime
 from casstore.sources import LocalFile, open_local
 
@@ -60,7 +60,7 @@ def child(step: str, tree: Path, place: Path) -> None:
         opened.append(source.signature.size)
         return open_local(source)
 
-    ingest.open_local = counted  # type: ignore[attr-defined]
+    reading.open_local = counted  # type: ignore[attr-defined]
     forgetful = replace(Runtime(), file_system=lambda _: "")
     make = Store.open if place.exists() else Store.create
     with make(place, runtime=forgetful if step == "first-forgetful" else None) as store:

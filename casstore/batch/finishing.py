@@ -22,12 +22,13 @@ from casstore.errors import (
     RefusedError,
     StoreBusyError,
 )
-from casstore.ingest import Decision, LogRequest, LogResult, Session, check_references, home, version_records
+from casstore.ingest import Decision, LogRequest, LogResult, check_references, home, version_records
 from casstore.merging import Listing, TreeListing, merged
 from casstore.model import BatchRow, Entry, FinishParts, JsonMap, PartRow, Progress, Record, no_progress
 from casstore.names import CollectionName, canonical_metadata
 from casstore.overlay import Tables
 from casstore.policy import in_force
+from casstore.reading import Session
 from casstore.state import FINISHED
 from casstore.tree import Tree, write_entries
 from casstore.view import collection_name, parts_of

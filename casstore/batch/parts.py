@@ -8,8 +8,8 @@ from collections.abc import Iterator, Sequence
 from itertools import islice, takewhile
 
 from casstore.errors import CasstoreError
-from casstore.ingest import Session
 from casstore.model import Entry, PartRow
+from casstore.reading import Session
 from casstore.tree import find, walk
 
 

@@ -11,13 +11,14 @@ from casstore.batch.looking import PartInfo, check_open, check_type, find_batch,
 from casstore.batch.parts import DraftListing, PartsChangedError
 from casstore.engine import Engine
 from casstore.errors import IntegrityError, InvalidInputError, StoreBusyError, UpsertConflictError
-from casstore.ingest import Session, check_references, home
+from casstore.ingest import check_references, home
 from casstore.merging import TreeListing, check_pair
 from casstore.model import BatchRow, PartRow, Progress, Record, UpsertPart, no_progress
 from casstore.names import CollectionName
 from casstore.overlay import Tables
 from casstore.pin import ID_BYTES, LONGEST, expiry, holder
 from casstore.policy import in_force
+from casstore.reading import Session
 from casstore.state import OPEN
 from casstore.view import parts_of
 from casstore.writer import ROUNDS, Writer

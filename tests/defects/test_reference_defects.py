@@ -481,7 +481,7 @@ def test_r09_the_bytes_that_are_hashed_are_the_bytes_that_are_stored(
     def open_swapping(local: LocalFile) -> object:
         return Swapping(open_local(local))
 
-    monkeypatch.setattr("casstore.ingest.open_local", open_swapping)
+    monkeypatch.setattr("casstore.reading.open_local", open_swapping)
     try:
         version = store.log_artifact(artifact)
     except InvalidInputError:

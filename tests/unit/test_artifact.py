@@ -378,7 +378,7 @@ def test_a_file_that_grows_while_it_is_read(
     def open_growing(source: object) -> BinaryIO:
         return _Growing(grown)
 
-    monkeypatch.setattr("casstore.ingest.open_local", open_growing)
+    monkeypatch.setattr("casstore.reading.open_local", open_growing)
     with unchanged(place, draft), pytest.raises(InvalidInputError, match="changed while reading"):
         store.log_artifact(draft)
     assert grown.stat().st_size < 4 * size + 100

@@ -24,7 +24,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from casstore import Artifact, BackendError, InvalidInputError, Store, StoreConfig, Version, ingest
+from casstore import Artifact, BackendError, InvalidInputError, Store, StoreConfig, Version, reading
 from casstore.cli import main
 from casstore.config import ChunkerParams, Runtime, Settings, file_system_of, system_micros
 from casstore.format.filerows import FILES, FileRow, Stamp, decode_file, encode_file, file_key
@@ -148,7 +148,7 @@ def test_nothing_of_an_unchanged_tree_of_1000_files_is_opened(tmp_path: Path) ->
         return open_local(source)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(ingest, "open_local", open_and_tell)
+        patch.setattr(reading, "open_local", open_and_tell)
         with Store.create(tmp_path / "store", settings=TUNING, runtime=runtime()) as store:
             first = log(store, tree)
             assert len(seen) == 1000
@@ -192,10 +192,10 @@ def test_another_process_reads_nothing_either(store: Store, tree: Path, opened: 
     script = f"""
 import json, os, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from casstore import Artifact, Store, ingest
+from casstore import Artifact, Store, reading
 from casstore.config import Runtime, system_micros
-seen, real = [], ingest.open_local
-ingest.open_local = lambda source: (seen.append(source.path), real(source))[1]
+seen, real = [], reading.open_local
+reading.open_local = lambda source: (seen.append(source.path), real(source))[1]
 world = Runtime(file_clock=lambda: system_micros() + {LATER}, file_system=lambda _: "ext4")
 with Store.open({store.url!r}, runtime=world) as store:
     artifact = Artifact("data")
@@ -859,7 +859,7 @@ def play(grain: int, steps: list[tuple[str, str, str, int, int]], margin: int = 
             seen.append(source.path)
             return open_local(source)
 
-        patch.setattr(ingest, "open_local", open_and_tell)
+        patch.setattr(reading, "open_local", open_and_tell)
         world = Runtime(file_clock=lambda: disk.now // 1000, file_system=lambda _: "ext4")
         with Store.create(nowhere(), config=SMALL, settings=TUNING, runtime=world) as store:
             for kind, name, other, seed, pause in [*steps, ("log", "p", "q", 0, 0)]:
@@ -930,10 +930,10 @@ def test_an_edit_while_a_file_is_read_is_not_missed_by_the_next_log(
             writer.write(b"BEFORE")
         os.utime(path, ns=(info.st_atime_ns, info.st_mtime_ns))
         disk.times[info.st_ino] = (disk.times[info.st_ino][0], disk.now)
-        monkeypatch.setattr(ingest, "open_local", open_local)
+        monkeypatch.setattr(reading, "open_local", open_local)
         return file
 
-    monkeypatch.setattr(ingest, "open_local", open_and_edit)
+    monkeypatch.setattr(reading, "open_local", open_and_edit)
     world = Runtime(file_clock=lambda: disk.now // 1000, file_system=lambda _: "ext4")
     with Store.create(tmp_path / "store", config=SMALL, settings=TUNING, runtime=world) as store:
         log(store, disk.root)

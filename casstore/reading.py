@@ -1,0 +1,388 @@
+"""The sources of a draft → chunks and a tree: each file is read once, cut, digested, and stored as far as it is new."""
+
+from __future__ import annotations
+
+import io
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO
+
+from casstore.artifact import Artifact, draft_base
+from casstore.chunker import Chunker, chunker_for
+from casstore.digest import Buffer
+from casstore.engine import Engine
+from casstore.errors import (
+    ConflictError,
+    InvalidInputError,
+    LeaseLostError,
+)
+from casstore.format.filerows import Stamp
+from casstore.format.nodes import CHUNK_LIST
+from casstore.model import (
+    Entry,
+    EntryKind,
+    Progress,
+)
+from casstore.sources import (
+    EmptyDirectory,
+    Link,
+    LocalFile,
+    Referred,
+    Signature,
+    Source,
+    Spooled,
+    Taken,
+    open_local,
+)
+from casstore.statcache import StatCache, settled
+from casstore.tree import INLINE_CHUNKS, Builder, Sink, Tree, edit_entries, write_entries
+from casstore.writer import Writer
+
+BATCH_BYTES = 4 * 1024 * 1024
+BATCH_FILES = 256
+KNOWN_FILES = 1024
+"""files that are looked up in the stat cache together"""
+BLOCK_BYTES = 4 * 1024 * 1024
+
+Chunks = list[tuple[bytes, Buffer]]
+
+
+@dataclass(frozen=True, slots=True)
+class _Content:
+    """What was read of one file."""
+
+    chunks: Chunks
+    stamp: Stamp | None = None
+    """that of the file, if this was all of it and it may be remembered"""
+
+
+@dataclass(slots=True)
+class _Job:
+    """Work in flight: chunks of some whole files, or of one block of a large one."""
+
+    paths: list[tuple[str, Source]]
+    future: Future[list[_Content]]
+    size: int
+    large: _Large | None = None
+    last: bool = False
+
+
+@dataclass(slots=True)
+class _Large:
+    """A file that is read block by block: its chunk list so far."""
+
+    path: str
+    mode: int | None
+    session: Session
+    chunks: list[tuple[bytes, int]] = field(default_factory=list)
+    builder: Builder | None = None
+    size: int = 0
+
+    def add(self, digest: bytes, length: int) -> None:
+        self.size += length
+        if self.builder is not None:
+            self.builder.add_chunk(digest, length)
+            return
+        self.chunks.append((digest, length))
+        if len(self.chunks) > INLINE_CHUNKS:
+            self.builder = Builder(CHUNK_LIST, self.session.node_bytes, self.session.writer.put_node)
+            for pair in self.chunks:
+                self.builder.add_chunk(*pair)
+            self.chunks = []
+
+    def entry(self) -> Entry:
+        tree = None if self.builder is None else self.builder.finish().root
+        return Entry(self.path, size=self.size, chunks=tuple(self.chunks), tree=tree, mode=self.mode)
+
+
+class Session:
+    """Reads the sources of one artifact into a writer, in path order, and writes the tree."""
+
+    def __init__(self, engine: Engine, writer: Writer, artifact: Artifact, progress: Progress) -> None:
+        self.engine = engine
+        self.writer = writer
+        self.progress = progress
+        self.chunker: Chunker = chunker_for(engine.config.chunker)
+        self.node_bytes = engine.config.node_bytes
+        self.base, _ = draft_base(artifact)
+        self.changes = artifact.changes()
+        self.entries: dict[str, Entry] = {}
+        self.cache = StatCache(engine.view, engine.runtime)
+        self.unread: set[str] = set()
+        """long files whose chunk list was in the stat cache"""
+        self.tree = Tree(b"", 0, 0)
+        self.sink: Sink = writer.put_node
+        """takes the nodes of the tree; those of chunk lists go to the writer"""
+        self.total = sum(_size_of(source) for _, source in self.changes)
+        self.done = 0
+        self.limit = (engine.settings.workers + 2) * BATCH_BYTES
+
+    def run(self) -> None:
+        """Read everything, store what is new, write the tree."""
+        self._read(self._unknown([(path, source) for path, source in self.changes if source is not None]))
+        self._write_tree()
+
+    def restore(self, missing: set[bytes]) -> None:
+        """Store broken claims again from the sources, and the tree again from the entries."""
+        self.read_again(missing)
+        self.check_restored(missing)
+
+    def read_again(self, missing: set[bytes]) -> None:
+        """`restore`, as far as the sources have what is missing."""
+        again: list[tuple[str, Source]] = []
+        for path, source in self.changes:
+            if source is None or isinstance(source, Link | EmptyDirectory | Taken | Referred):
+                continue
+            entry = self.entries[path]
+            # The chunks of a long file that was read are not kept, so it is read again whatever is missing.
+            if path in self.unread:
+                wanted = entry.tree in missing
+            else:
+                wanted = entry.tree is not None or any(digest in missing for digest, _ in entry.chunks)
+            if wanted:
+                again.append((path, source))
+        self.done = 0
+        self._read(again)
+        self._write_tree()
+
+    def check_restored(self, missing: set[bytes]) -> None:
+        """Raise `ConflictError` unless all that was missing is there again."""
+        # What another writer has stored again in the meantime is a claim again.
+        lost = [digest for digest in missing if not self.writer.has(digest)]
+        if lost:
+            raise ConflictError(
+                f"{len(lost)} chunks that the draft took from another version were collected or damaged meanwhile",
+                hint="make the draft again",
+            )
+
+    def _write_tree(self) -> None:
+        if self.base is not None:
+            edits = [(path, self.entries[path] if source is not None else None) for path, source in self.changes]
+            if not self.engine.view.known((self.base.root,))[0] and self.engine.view.lost(self.base.root) is None:
+                raise LeaseLostError(
+                    f"the draft of {self.base.name} is too old: its pin ended, and what it shared was collected",
+                    hint="make the draft again",
+                )
+            self.writer.claim(self.base.root)
+            self.tree = edit_entries(self.base.root, edits, self.engine.node, self.node_bytes, self.sink)
+        else:
+            self.tree = write_entries(
+                (self.entries[path] for path, source in self.changes if source is not None), self.node_bytes, self.sink
+            )
+
+    def _unknown(self, sources: list[tuple[str, Source]]) -> Iterator[tuple[str, Source]]:
+        """Those that are not files which an earlier log has read; such files get their entries here."""
+        for at in range(0, len(sources), KNOWN_FILES):
+            part = sources[at : at + KNOWN_FILES]
+            files = [(path, source) for path, source in part if isinstance(source, LocalFile)]
+            rows = self.cache.find([source for _, source in files])
+            found = [(*file, row) for file, row in zip(files, rows, strict=True) if row is not None]
+            claimed = self.writer.claim_files([([digest for digest, _ in row.chunks], row.tree) for *_, row in found])
+            known: set[str] = set()
+            for (path, source, row), sound in zip(found, claimed, strict=True):
+                if sound:
+                    size = source.signature.size
+                    entry = Entry(path, size=size, chunks=row.chunks, tree=row.tree, mode=source.mode)
+                    self.entries[path] = _with_attrs(entry, source)
+                    self.done += size
+                    known.add(path)
+                    if row.tree is not None:
+                        self.unread.add(path)
+            if known:
+                self.progress("read", self.done, self.total)
+            yield from (pair for pair in part if pair[0] not in known)
+
+    def _read(self, sources: Iterable[tuple[str, Source]]) -> None:
+        jobs: deque[_Job] = deque()
+        flying = 0
+        try:
+            for job in self._jobs(sources):
+                jobs.append(job)
+                flying += job.size
+                while jobs and flying > self.limit:
+                    flying -= self._take(jobs.popleft())
+            while jobs:
+                self._take(jobs.popleft())
+        finally:
+            for job in jobs:
+                job.future.cancel()
+            for job in jobs:
+                if not job.future.cancelled():
+                    job.future.exception()
+
+    def _jobs(self, sources: Iterable[tuple[str, Source]]) -> Iterator[_Job]:
+        batch: list[tuple[str, Source]] = []
+        size = 0
+        for path, source in sources:
+            if isinstance(source, Link):
+                self.entries[path] = Entry(path, EntryKind.LINK, target=source.target)
+            elif isinstance(source, EmptyDirectory):
+                self.entries[path] = Entry(path, EntryKind.DIRECTORY)
+            elif isinstance(source, Referred):
+                self.entries[path] = source.entry
+            elif isinstance(source, Taken):
+                self.entries[path] = source.entry
+                for digest, _ in source.entry.chunks:
+                    self.writer.claim(digest)
+                if source.entry.tree is not None:
+                    self.writer.claim(source.entry.tree)
+            elif _size_of(source) > BATCH_BYTES:
+                if batch:
+                    yield self._batch(batch, size)
+                    batch, size = [], 0
+                yield from self._blocks(path, source)
+            else:
+                batch.append((path, source))
+                size += _size_of(source)
+                if size >= BATCH_BYTES or len(batch) >= BATCH_FILES:
+                    yield self._batch(batch, size)
+                    batch, size = [], 0
+        if batch:
+            yield self._batch(batch, size)
+
+    def _batch(self, batch: list[tuple[str, Source]], size: int) -> _Job:
+        sources = [source for _, source in batch]
+        clock = self.engine.runtime.file_clock
+        future = self.engine.executor().submit(_read_files, sources, self.chunker, self.engine.hash, clock)
+        return _Job(batch, future, size)
+
+    def _blocks(self, path: str, source: Source) -> Iterator[_Job]:
+        """Jobs for one large file; read here, in order, because each cut depends on the one before."""
+        large = _Large(path, source.mode if isinstance(source, LocalFile) else None, self)
+        opened = self.engine.runtime.file_clock()
+        with _open(source) as file:
+            tail = b""
+            stamp: Stamp | None = None
+            read = 0
+            while True:
+                block = _read_block(file, path)
+                read += len(block)
+                final = not block
+                if final or read > _size_of(source):  # a file that grows faster than it is read has no end
+                    stamp = _check_unchanged(file, source, path, opened)
+                data = memoryview(tail + block) if tail else memoryview(block)
+                ends = self.chunker.boundaries(data, final=final)
+                parts = [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+                future = self.engine.executor().submit(_hash_parts, parts, stamp, self.engine.hash)
+                yield _Job([(path, source)], future, len(data), large, final)
+                if final:
+                    return
+                tail = bytes(data[ends[-1] :]) if ends else bytes(data)
+
+    def _take(self, job: _Job) -> int:
+        """Fold the outcome of a job in: ask which chunks are new, and store those."""
+        results = job.future.result()
+        missing = self.writer.missing([digest for content in results for digest, _ in content.chunks])
+        for (path, source), content in zip(job.paths, results, strict=True):
+            large = job.large or _Large(path, source.mode if isinstance(source, LocalFile) else None, self)
+            for digest, data in content.chunks:
+                if digest in missing:
+                    self.writer.put(digest, data)
+                large.add(digest, len(data))
+                self.done += len(data)
+            if job.large is None or job.last:
+                self.entries[path] = _with_attrs(large.entry(), source)
+                self.unread.discard(path)
+                if isinstance(source, LocalFile):
+                    self.cache.learn(source, content.stamp, self.entries[path])
+        self.progress("read", self.done, self.total)
+        return job.size
+
+
+def _with_attrs(entry: Entry, source: Source) -> Entry:
+    attrs = source.attrs_json if isinstance(source, LocalFile | Spooled) else b""
+    return replace(entry, attrs_json=attrs) if attrs else entry
+
+
+def _size_of(source: Source | None) -> int:
+    match source:
+        case LocalFile():
+            return source.signature.size
+        case Spooled():
+            return source.size
+        case _:
+            return 0
+
+
+def _open(source: Source) -> BinaryIO:
+    if isinstance(source, LocalFile):
+        return open_local(source)
+    assert isinstance(source, Spooled)
+    source.file.seek(0)
+    return _Borrowed(source.file)
+
+
+class _Borrowed(io.BufferedIOBase, BinaryIO):
+    """A spooled file that stays open when the reader is done."""
+
+    def __init__(self, file: object) -> None:
+        self._file = file
+
+    def readable(self) -> bool:
+        return True
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        data: bytes = self._file.read(size)  # type: ignore[attr-defined]
+        return data
+
+
+def _check_unchanged(file: BinaryIO, source: Source, path: str, opened: int) -> Stamp | None:
+    """Refuse an open local file that is not what it was when it was added; its stamp if it is `settled`."""
+    if not isinstance(source, LocalFile):
+        return None
+    info = os.fstat(file.fileno())
+    if Signature.of(info) != source.signature:
+        raise InvalidInputError(f"{path!r} changed while reading", hint="log it when it is at rest")
+    return settled(info, opened)
+
+
+def _read_block(file: BinaryIO, path: str, size: int = BLOCK_BYTES) -> bytes:
+    try:
+        return file.read(size)
+    except OSError as error:
+        raise InvalidInputError(f"cannot read {path!r}: {error.strerror}") from None
+
+
+def _hash_parts(parts: list[memoryview], stamp: Stamp | None, hash_bytes: Callable[[Buffer], bytes]) -> list[_Content]:
+    return [_Content([(hash_bytes(part), part) for part in parts], stamp)]
+
+
+def _read_files(
+    sources: list[Source], chunker: Chunker, hash_bytes: Callable[[Buffer], bytes], clock: Callable[[], int]
+) -> list[_Content]:
+    """Chunks of some whole files, each read once."""
+    return [_read_file(source, chunker, hash_bytes, clock) for source in sources]
+
+
+def _read_file(
+    source: Source, chunker: Chunker, hash_bytes: Callable[[Buffer], bytes], clock: Callable[[], int]
+) -> _Content:
+    whole, stamp = _whole(source, clock)
+    data = memoryview(whole)
+    if len(data) <= chunker.params.minimum:
+        return _Content([(hash_bytes(data), data)] if data else [], stamp)
+    ends = chunker.boundaries(data, final=True)
+    parts = [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
+    return _Content([(hash_bytes(part), part) for part in parts], stamp)
+
+
+def _whole(source: Source, clock: Callable[[], int]) -> tuple[Buffer, Stamp | None]:
+    if isinstance(source, Spooled):
+        source.file.seek(0)
+        return source.file.read(), None
+    assert isinstance(source, LocalFile)
+    opened = clock()
+    with open_local(source) as file:
+        # The size is asked for, neither more, which would allocate it, nor less: most files need one call.
+        size = source.signature.size
+        data: Buffer = _read_block(file, source.path, size)
+        if len(data) < size:
+            data = bytearray(data)
+            while len(data) < size and (block := _read_block(file, source.path, size - len(data))):
+                data += block
+        if len(data) != size:
+            raise InvalidInputError(f"{source.path!r} changed while reading", hint="log it when it is at rest")
+        return data, _check_unchanged(file, source, source.path, opened)
