@@ -277,6 +277,9 @@ def ancestors(path: str) -> list[str]:
     return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
+_ANY_DEPTH = re.compile(r"(?:^|(?<=/))\*\*/")
+
+
 class Globs:
     """Include and exclude patterns over relative paths."""
 
@@ -300,8 +303,16 @@ class Globs:
 
 
 def _compile(pattern: str) -> _Match:
-    regex = re.compile(fnmatch.translate(pattern.rstrip("/")))
-    return _Match(regex, whole="/" in pattern.rstrip("/"))
+    if not isinstance(pattern, str) or not is_text(pattern):
+        raise InvalidInputError(f"{pattern!r:.200} is not a glob", hint="such as *.txt, or img/*.png")
+    pattern = pattern.rstrip("/")
+    return _Match(glob_regex(pattern), whole="/" in pattern.removeprefix("**/"))
+
+
+def glob_regex(pattern: str) -> re.Pattern[str]:
+    """What a glob matches whole: ``*`` also matches ``/``, and ``**/`` also nothing, so that the top is not left out."""
+    parts = [fnmatch.translate(part)[:-2] for part in _ANY_DEPTH.split(pattern)]
+    return re.compile("(?s:(?:.*/)?)".join(parts) + r"\Z")
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,3 +88,14 @@ def test_every_sample_of_theirs_has_one_of_ours() -> None:
         assert language in {"python", "console", "python wandb", "sh wandb", "python roboflow", "sh roboflow"}
         if " " in language:
             assert languages[at + 1] == {"python": "python", "sh": "console"}[language.split()[0]], BLOCKS[at]
+
+
+def test_the_sample_of_the_readme_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    readme = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+    (sample,) = re.findall(r"^```python\n(.*?)^```$", readme, flags=re.MULTILINE | re.DOTALL)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "images").mkdir()
+    for name in ("cat.png", "dog.png"):
+        (tmp_path / "images" / name).write_bytes(name.encode() * 100)
+    exec(compile(sample, "README.md", "exec"), {})
+    assert (tmp_path / "out" / "images" / "cat.png").read_bytes() == b"cat.png" * 100
