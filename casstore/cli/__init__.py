@@ -23,7 +23,7 @@ from casstore.cli.command import BROKEN_PIPE, INTERRUPTED, Group, Session
 from casstore.cli.content import cat, checkout, files, get, init, put
 from casstore.cli.deletion import protect, purge_content, quota, unprotect
 from casstore.cli.explaining import doctor, preview, status, why
-from casstore.cli.labels import alias
+from casstore.cli.labels import alias, tag, update
 from casstore.cli.lineage import lineage, run, uses
 from casstore.cli.links import collection, link, rename, unlink
 from casstore.cli.listing import diff, du, log, ls, show
@@ -152,7 +152,7 @@ def main() -> None:
 
 for command in (
     *(init, put, get, checkout, ls, show, files, cat, diff, rm, trash),
-    *(gc, ballast, verify, fsck, alias, log, du, index, checkpoint, policy),
+    *(gc, ballast, verify, fsck, alias, tag, update, log, du, index, checkpoint, policy),
     *(protect, unprotect, quota, purge_content),
     *(export, import_, cp),
     *(link, unlink, rename, collection),

@@ -1,13 +1,16 @@
-"""Aliases: set, take off, list, and how they moved."""
+"""Labels of versions: aliases and how they moved, tags, description, metadata."""
 
 # ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import click
 
-from casstore.cli.command import Group, Session
+from casstore.cli.command import Command, Group, Session
 from casstore.cli.output import columns
+from casstore.cli.values import parse_metadata
 from casstore.errors import NotFoundError, VersionNotFoundError
 
 
@@ -100,3 +103,72 @@ def alias_log(session: Session, /, *, collection: str) -> None:
                 ],
             ),
         )
+
+
+@click.group(cls=Group)
+def tag() -> None:
+    """Labels of versions, many to many."""
+
+
+@tag.command(name="add", exits={10: "no such version"})
+@click.argument("ref")
+@click.argument("names", metavar="TAG...", nargs=-1, required=True)
+@click.pass_obj
+def tag_add(session: Session, /, *, ref: str, names: tuple[str, ...]) -> None:
+    """Give a version some more tags."""
+    _retag(session, ref, lambda tags: (*tags, *(name for name in names if name not in tags)))
+
+
+@tag.command(name="rm", exits={10: "no such version"})
+@click.argument("ref")
+@click.argument("names", metavar="TAG...", nargs=-1, required=True)
+@click.pass_obj
+def tag_rm(session: Session, /, *, ref: str, names: tuple[str, ...]) -> None:
+    """Take tags off a version; it is no error if it has none of them."""
+    _retag(session, ref, lambda tags: tuple(name for name in tags if name not in names))
+
+
+@tag.command(name="set", exits={10: "no such version"})
+@click.argument("ref")
+@click.argument("names", metavar="[TAG...]", nargs=-1)
+@click.pass_obj
+def tag_set(session: Session, /, *, ref: str, names: tuple[str, ...]) -> None:
+    """Make these the tags of a version."""
+    _retag(session, ref, lambda _: names)
+
+
+def _retag(session: Session, ref: str, change: Callable[[tuple[str, ...]], tuple[str, ...]]) -> None:
+    with session.store() as store:
+        version = store.get(ref)
+        version.update(tags=change(version.tags))
+        data = {"ref": version.ref, "tags": list(version.tags)}
+        session.data("tags", data, lambda: [" ".join((version.ref, *version.tags))])
+
+
+@click.command(cls=Command, exits={10: "no such version"})
+@click.argument("ref")
+@click.option("--description", metavar="TEXT", help="Free text.")
+@click.option("--meta", "assignments", metavar="KEY=VALUE", multiple=True, help="Metadata (text); may be repeated.")
+@click.option("--meta-json", "meta_file", metavar="FILE", help="Metadata: a file with a JSON object.")
+@click.option("--replace", is_flag=True, help="The metadata given is all there is to be, instead of being added.")
+@click.pass_obj
+def update(
+    session: Session,
+    /,
+    *,
+    ref: str,
+    description: str | None,
+    assignments: tuple[str, ...],
+    meta_file: str | None,
+    replace: bool,
+) -> None:
+    """Change description and metadata of a version, in one commit."""
+    given = bool(assignments) or meta_file is not None
+    if description is None and not given:
+        raise click.UsageError("nothing to change: --description, --meta or --meta-json")
+    metadata = parse_metadata(assignments, meta_file) if given else None
+    with session.store() as store:
+        version = store.get(ref)
+        version.update(description=description, metadata=metadata, merge=not replace)
+        data = {"ref": version.ref, "description": version.description, "metadata": version.metadata}
+        session.data("labels", data, lambda: [version.ref])

@@ -34,12 +34,12 @@ CELLS = {
 del CELLS["row"]
 
 
-def tests_of(row: str) -> list[str]:
+def named_by(row: str) -> list[str]:
     """The tests that show a row, those of the row it refers to included."""
     cell = CELLS[row]
     found = re.findall(r"`(tests/[^`]+)`", cell)
     for other in re.findall(r"\bas ([A-R]\d+)\b", cell):
-        found += tests_of(other)
+        found += named_by(other)
     return found
 
 
@@ -54,13 +54,13 @@ def test_every_row_of_the_contract_is_shown_by_a_test(row: str) -> None:
     if row in LATER:
         assert re.match(r"(issue|later): ", CELLS[row])
     else:
-        assert tests_of(row)
+        assert named_by(row)
 
 
 @pytest.mark.parametrize("row", CELLS)
 def test_the_named_tests_exist(row: str) -> None:
     assert CELLS[row]
-    for name in tests_of(row):
+    for name in named_by(row):
         path, _, test = name.partition("::")
         assert test.startswith("test_")
         assert test in functions_in(path), name

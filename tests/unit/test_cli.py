@@ -477,6 +477,23 @@ def test_aliases(two: Shell) -> None:
     two.error("alias", "log", "nope", code=10)
 
 
+def test_tags_and_updates(two: Shell) -> None:
+    assert two("tag", "add", "ds:v0", "b", "a", "b").stdout == "ds:v0 b a\n"
+    assert two.json("tag", "rm", "ds:v0", "b", "none")["tags"] == ["a"]
+    assert two.json("tag", "set", "ds:v0", "x", "y")["tags"] == ["x", "y"]
+    assert two.json("tag", "set", "ds:v0")["tags"] == []
+    before = two.state()
+    two.error("tag", "add", "ds:v0", "not\ngood", code=2)
+    two.error("tag", "add", "ds:v7", "good", code=10)
+    two.error("update", "ds:v0", code=2)
+    two.error("update", "ds:v0", "--meta", "no-value", code=2)
+    assert two.state() == before
+    assert two.json("update", "ds:v0", "--meta", "k=v", "--description", "d")["metadata"] == {"k": "v"}
+    assert two.json("update", "ds:v0", "--meta", "l=w")["metadata"] == {"k": "v", "l": "w"}
+    changed = two.json("update", "ds:v0", "--meta", "m=x", "--replace")
+    assert (changed["metadata"], changed["description"]) == ({"m": "x"}, "d")
+
+
 # --- taking away
 
 
