@@ -6,7 +6,7 @@ A question is an action and a target. One that is refused keeps the whole transa
 ``log``, ``link``, ``create``, ``rename``  a collection (``project/name``); ``abort`` a batch in one
 ``update``, ``protect``, ``unprotect``     a version (``name:vN``) or a collection
 ``delete``, ``restore``, ``purge``         as above; ``unlink`` and ``undo`` (of a purge) a version
-``alias``                                 ``name:alias``, set or taken off, also by a log; never ``latest`` by that
+``alias``                                 ``name:alias``, set or taken off, also by a log; ``latest`` only on its own
 ``set-ttl``, ``set-default-ttl``           a version; a collection or ``the store``
 ``expire``, ``retain``                     ``the store``; a collection: sweeps, whatever they take
 ``run``, ``delete-run``, ``use``           the id of a run; of a use the version
@@ -175,6 +175,8 @@ def _alone(record: Record) -> Iterator[Question]:
     match record:
         case PutOutput():
             yield "log", _name(record.collection)
+        case SetAlias() | DropAlias():
+            yield "alias", f"{_name(record.collection)}:{record.alias}"
         case EndUse():
             yield "run", record.run
         case Pin() | RenewPin():

@@ -8,10 +8,14 @@ from collections.abc import Iterator
 from typing import Protocol
 
 
+KEY_BYTES = 511
+"""length of the longest key"""
+
+
 class Tables(Protocol):
     """Ordered tables of bytes, as one transaction sees them, in its own thread.
 
-    Keys are 1 to 511 bytes; an index refuses others with `LimitError`.
+    Keys are 1 to `KEY_BYTES` bytes; an index refuses others with `LimitError`.
     """
 
     def get(self, table: str, key: bytes) -> bytes | None:

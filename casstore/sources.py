@@ -303,7 +303,7 @@ class Globs:
 
 
 def _compile(pattern: str) -> _Match:
-    if not isinstance(pattern, str) or not is_text(pattern):
+    if not isinstance(pattern, str):
         raise InvalidInputError(f"{pattern!r:.200} is not a glob", hint="such as *.txt, or img/*.png")
     pattern = pattern.rstrip("/")
     return _Match(glob_regex(pattern), whole="/" in pattern.removeprefix("**/"))

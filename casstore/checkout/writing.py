@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
@@ -26,7 +25,7 @@ from casstore.errors import (
 )
 from casstore.model import Entry, EntryKind, Progress, no_progress
 from casstore.reference import fetch
-from casstore.sources import source_path
+from casstore.sources import glob_regex, source_path
 
 BATCH_BYTES = 32 * 1024 * 1024
 BATCH_FILES = 2048
@@ -87,10 +86,11 @@ def download(
     if not (path_prefix is None or isinstance(path_prefix, str)) or not (glob is None or isinstance(glob, str)):
         raise InvalidInputError(f"path_prefix={path_prefix!r} or glob={glob!r} is not a string")
     failures: Failures = []
+    pattern = None if glob is None else glob_regex(glob)
     wanted = [
         entry
         for entry in trusted(found, below(engine, found, path_prefix, failures))
-        if glob is None or fnmatch.fnmatchcase(entry.path, glob)
+        if pattern is None or pattern.match(entry.path)
     ]
     report = DownloadReport(where, matched=len(wanted))
     if not wanted and not failures and (path_prefix is not None or glob is not None):

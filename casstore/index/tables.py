@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TypeVar
 
 from casstore.errors import IntegrityError, LimitError
+from casstore.overlay import KEY_BYTES
 
 T = TypeVar("T")
-
-KEY_BYTES = 511
 
 
 class IndexDamagedError(IntegrityError):

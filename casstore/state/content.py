@@ -69,6 +69,8 @@ class ContentRules:
     # --- bytes
 
     def _add_pack(self, record: AddPack) -> None:
+        if len(record.pack) != len(NO_PACK) or record.pack == NO_PACK:
+            raise Void(f"{record.pack.hex()} is no name of a pack")
         if self.tables.get(PACK, record.pack) is not None:
             raise Void(f"pack {record.pack.hex()} is known already")
         content = record.content
@@ -118,6 +120,8 @@ class ContentRules:
             raise Void(f"node {record.digest.hex()} is not stored")
         if self.tables.get(NODE, record.digest) is not None:
             return
+        if any(len(child) != len(record.digest) for child in record.children):
+            raise Void(f"a child of node {record.digest.hex()} is no digest")
         for child in dict.fromkeys(record.children):
             self._hold(child)
         self.tables.put(NODE, record.digest, b"".join(dict.fromkeys(record.children)))
@@ -185,6 +189,9 @@ class ContentRules:
             target = self.added.get(digest)
             if row is None or pack_of_row(row) != record.pack or target is None:
                 raise Void(f"{digest.hex()} is not in pack {record.pack.hex()} or was not copied")
+            copy = pack_of_row(target)
+            if copy == record.pack or self._pack(copy).state is not PackState.LIVE:
+                raise Void(f"the copy of {digest.hex()} is in pack {copy.hex()}, which is not live")
             self.tables.put(CHUNK, digest, moved_row(row, target))
             count, raw = gained.get(pack_of_row(target), (0, 0))
             gained[pack_of_row(target)] = (count + 1, raw + length_of_row(row))
@@ -246,7 +253,7 @@ class ContentRules:
 
     def _checkpoint(self, record: Checkpoint) -> None:
         known = checkpoint_of(self.tables)
-        if record.seq >= self.segment.seq or (known is not None and record.seq <= known.seq):
+        if not 0 <= record.seq < self.segment.seq or (known is not None and record.seq <= known.seq):
             raise Void(f"there is a newer checkpoint than {record.seq}")
         self.tables.put(META, CHECKPOINT_KEY, encode_row(CheckpointRow(record.seq, record.key, record.state_hash)))
 

@@ -38,7 +38,7 @@ from casstore.model import (
 )
 from casstore.names import LATEST
 from casstore.state.content import Void
-from casstore.state.lineage import ACTIVE, LineageRules
+from casstore.state.lineage import ACTIVE, LineageRules, check_name
 from casstore.state.schema import (
     ALIAS,
     ALIAS_LOG,
@@ -64,6 +64,8 @@ from casstore.state.schema import (
     version_key,
 )
 
+POLICY_NESTED = 256
+"""objects and lists in the JSON of a policy"""
 BY_COLLECTION, BY_SOURCE = "collection", "source"
 """`VersionRow.trashed_by` of what went to the trash with its collection; of a link, with its source"""
 
@@ -135,6 +137,7 @@ class CatalogueRules(LineageRules):
             if collection.type != kind:
                 raise Void(f"collection {name} has type {collection.type}")
             return collection
+        check_name(name)
         head = head_of(self.tables)
         collection = CollectionRow(head.collections + 1, name, kind, 0, self.segment.claimed)
         self.tables.put(META, HEAD_KEY, encode_row(replace(head, collections=collection.id)))
@@ -474,6 +477,7 @@ class CatalogueRules(LineageRules):
         collection = self._shown(record.collection)
         if self.tables.get(COLLECTION, record.name.encode()) is not None:
             raise Void(f"the name {record.name} is taken")
+        check_name(record.name)
         self.tables.delete(COLLECTION, collection.name.encode())
         self.tables.put(REDIRECT, collection.name.encode(), u64(collection.id))
         self.tables.delete(REDIRECT, record.name.encode())
@@ -575,5 +579,15 @@ class CatalogueRules(LineageRules):
         self.tables.put(ALIAS_LOG, u64(collection) + position, encode_row(change))
 
     def _set_policy(self, record: SetPolicy) -> None:
-        for key, value in json.loads(record.values).items():
-            self.tables.put(POLICY, key.encode(), json.dumps(value).encode())
+        try:
+            if record.values.count(b"[") + record.values.count(b"{") > POLICY_NESTED:
+                # How deep a parser gets depends on who calls it, and all replicas must agree.
+                raise Void("the policy is too deep")
+            values = json.loads(record.values)
+            if not isinstance(values, dict):
+                raise Void("the policy is no object")
+            rows = [(key.encode(), json.dumps(value).encode()) for key, value in values.items()]
+        except ValueError:
+            raise Void("the policy is not JSON") from None
+        for row in rows:
+            self.tables.put(POLICY, *row)

@@ -24,7 +24,7 @@ from casstore.model import (
     VersionRow,
     VersionState,
 )
-from casstore.names import parse_reference
+from casstore.names import CollectionName, parse_reference
 from casstore.state.content import ContentRules, Void
 from casstore.state.schema import (
     BATCH,
@@ -54,6 +54,16 @@ ACTIVE, ENDED, CANCELLED = "active", "ended", "cancelled"
 OPEN, FINISHED, ABORTED = "open", "finished", "aborted"
 
 
+def check_name(name: str) -> None:
+    """Raise `Void` unless a new collection may have this name, in full: no listing could show it otherwise."""
+    try:
+        sound = str(CollectionName.parse(name)) == name
+    except InvalidNameError:
+        sound = False
+    if not sound:
+        raise Void(f"{name!r:.100} is no full name of a collection")
+
+
 class LineageRules(ContentRules):
     """The rules for what runs do with versions, and for versions in the making."""
 
@@ -67,6 +77,8 @@ class LineageRules(ContentRules):
         return found
 
     def _put_run(self, record: PutRun) -> None:
+        if "\0" in record.run:
+            raise Void("the id of a run holds a NUL")
         row = self.tables.get(RUN, record.run.encode())
         known = None if row is None else decode_row(row, RunRow)
         if known is not None and known.deleted:
@@ -183,6 +195,7 @@ class LineageRules(ContentRules):
     def _upsert_part(self, record: UpsertPart) -> None:
         key = batch_key(record.collection, record.batch)
         if self.tables.get(BATCH, key) is None:
+            check_name(record.collection)
             batch = BatchRow(
                 record.collection,
                 record.batch,

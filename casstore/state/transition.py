@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from dataclasses import replace
 
 from casstore.errors import IntegrityError
@@ -55,7 +56,7 @@ from casstore.model import (
     UpsertPart,
     UseVersion,
 )
-from casstore.overlay import Overlay, Tables
+from casstore.overlay import KEY_BYTES, Overlay, Tables
 from casstore.state.content import Void
 from casstore.state.labels import CatalogueRules
 from casstore.state.schema import (
@@ -105,17 +106,50 @@ def advance(tables: Tables, segment: Segment, chain: bytes) -> None:
     tables.put(META, HEAD_KEY, encode_row(ahead))
 
 
+_UNFIT = (OverflowError, struct.error)
+"""what rows and keys raise at a number that they have no room for"""
+_TXID_BYTES = 16
+
+
+class _Changes(Overlay):
+    """The changes of one transaction, which is void when it comes to a key that no index takes."""
+
+    def get(self, table: str, key: bytes) -> bytes | None:
+        _check_key(key)
+        return super().get(table, key)
+
+    def put(self, table: str, key: bytes, value: bytes) -> None:
+        _check_key(key)
+        super().put(table, key, value)
+
+    def delete(self, table: str, key: bytes) -> None:
+        _check_key(key)
+        super().delete(table, key)
+
+
+def _check_key(key: bytes) -> None:
+    if not 0 < len(key) <= KEY_BYTES:
+        raise Void(f"a name of {len(key)} bytes is no key")
+
+
 def apply_transaction(tables: Tables, segment: Segment, transaction: Transaction) -> Applied:
-    """Fold one transaction in: all of it or nothing. The head must stand at the segment already."""
+    """Fold one transaction in: all of it or nothing. The head must stand at the segment already.
+
+    Whatever the values of its records, it is void at worst: what one replica cannot apply none may stop at.
+    """
+    if len(transaction.txid) != _TXID_BYTES:
+        return Applied(transaction.txid, segment.seq, void="its id does not have 128 bits")
     known = tables.get(TXID, transaction.txid)
     if known is not None:
         seq, numbers = decode_row(known, tuple[int, tuple[int, ...]])
         return Applied(transaction.txid, seq, numbers=numbers, duplicate=True)
-    overlay = Overlay(tables)
+    overlay = _Changes(tables)
     try:
         numbers = _Transition(overlay, segment).run(transaction)
     except Void as void:
         return Applied(transaction.txid, segment.seq, void=str(void))
+    except _UNFIT as error:
+        return Applied(transaction.txid, segment.seq, void=f"a number is out of range: {error}")
     overlay.put(TXID, transaction.txid, encode_row((segment.seq, numbers)))
     overlay.flush()
     return Applied(transaction.txid, segment.seq, numbers=numbers)

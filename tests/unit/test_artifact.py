@@ -635,6 +635,33 @@ def test_add_dir_globs(files: Path) -> None:
     assert paths(draft) == ["sub/b.txt"]
     with pytest.raises(InvalidInputError):
         draft.add_dir(files, exclude="*.txt")
+    with pytest.raises(InvalidInputError):
+        draft.add_dir(files, include=[b"*.txt"])  # type: ignore[list-item]
+
+
+@pytest.mark.parametrize(
+    ("glob", "left"),
+    [
+        ("**/*.txt", ["x"]),
+        ("**/a.txt", ["sub/b.txt", "sub/deep/er/b.txt", "x"]),
+        ("sub/**", ["a.txt", "x"]),
+        ("sub/**/b.txt", ["a.txt", "x"]),
+        ("**/deep/**/b.txt", ["a.txt", "sub/b.txt", "x"]),
+        ("su**/b.txt", ["a.txt", "x"]),
+        ("s**/x", ["a.txt", "sub/b.txt", "sub/deep/er/b.txt", "x"]),
+        ("**", []),
+    ],
+)
+def test_two_stars_are_any_depth_also_none(glob: str, left: list[str], files: Path) -> None:
+    """As in .gitignore: ``**/`` does not leave out what is at the top."""
+    (files / "sub" / "deep" / "er").mkdir(parents=True)
+    (files / "sub" / "deep" / "er" / "b.txt").write_bytes(b"")
+    (files / "x").write_bytes(b"")
+    draft, rest = Artifact("ds"), Artifact("ds")
+    draft.add_dir(files, exclude=[glob])
+    assert paths(draft) == left
+    rest.add_dir(files, include=[glob])
+    assert set(paths(rest)) == {"a.txt", "sub/b.txt", "sub/deep/er/b.txt", "x"} - set(left)
 
 
 def test_add_dir_modes_and_empty_directories(store: Store, files: Path, tmp_path: Path) -> None:

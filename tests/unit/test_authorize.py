@@ -85,6 +85,7 @@ ACTS: dict[str, tuple[Callable[[Store], object], list[tuple[str, str]]]] = {
     "log what is there": (lambda s: log(s, b"2", aliases=["prod"]), [("log", "ds"), ("alias", "ds:prod")]),
     "log in a project": (lambda s: log(s, b"9", project="p"), [("log", "p/ds")]),
     "alias": (lambda s: s.get("ds").add_alias("best"), [("alias", "ds:best")]),
+    "latest on its own": (lambda s: s.get("ds:v1").add_alias("latest"), [("alias", "ds:latest")]),
     "update": (lambda s: s.get("ds").update("new"), [("update", "ds:v2")]),
     "delete": (lambda s: s.delete("ds:v1"), [("delete", "ds:v1")]),
     "delete many": (

@@ -122,6 +122,8 @@ def test_prefixes_are_whole_parts(prefix: str, wanted: set[str], version: Versio
 def test_globs(version: Version, root: Path) -> None:
     assert version.download(root, glob="*.png").files == 2
     assert version.download(root / "2", path_prefix="img", glob="*cat*").files == 1
+    for glob in ("**/*", "**"):
+        assert version.download(root / "3", glob=glob).matched == len(CONTENT), "the top is at some depth, too"
 
 
 def test_entries_download_themselves(version: Version, root: Path) -> None:

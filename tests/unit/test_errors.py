@@ -96,6 +96,11 @@ def test_parents_are_those_of_the_contract() -> None:
         assert issubclass(getattr(errors, name), parent)
 
 
+def test_every_error_is_public() -> None:
+    assert {cls.__name__ for cls in CLASSES} <= set(casstore.__all__)
+    assert all(getattr(casstore, cls.__name__) is cls for cls in CLASSES)
+
+
 def test_codes_are_distinct() -> None:
     assert len({cls.code for cls in CLASSES}) == len(CLASSES)
 
