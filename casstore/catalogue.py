@@ -297,7 +297,7 @@ def set_alias(engine: Engine, found: Found, alias: str, *, if_on: str | None, ac
 def _expected(if_on: str) -> int:
     if if_on == "":
         return -1
-    number = Reference(CollectionName("x", "x", "x"), if_on).number
+    number = Reference(CollectionName("x", "x", "x"), if_on).number if isinstance(if_on, str) else None
     if number is None:
         raise InvalidInputError(f"if_on={if_on!r} is not a version", hint="vN, or '' for absent")
     return number

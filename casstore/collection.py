@@ -15,6 +15,7 @@ from casstore.format.rows import decode_row
 from casstore.ingest import check_open
 from casstore.inventory import KINDS, kind_of
 from casstore.model import (
+    KEPT,
     BatchRow,
     CollectionRow,
     PutCollection,
@@ -299,9 +300,8 @@ def _check_batches(tables: Tables, name: str, target: CollectionName) -> None:
 def _check_retype(tables: Tables, row: CollectionRow, kind: str) -> None:
     check_open(tables, kind)
     name = full_name(row).short
-    kept = (VersionState.COMMITTED, VersionState.TRASHED)
-    for version in versions(tables, row.id, states=kept):
-        if version.is_link or links_of(tables, version, kept):
+    for version in versions(tables, row.id, states=KEPT):
+        if version.is_link or links_of(tables, version, KEPT):
             raise RefusedError(
                 f"{name} keeps its type: {name}:v{version.number} is {'a link' if version.is_link else 'linked'}",
                 hint="links have the type of their source",

@@ -24,6 +24,7 @@ from casstore.errors import (
 from casstore.gc.plan import footprint_of, garbage
 from casstore.linking import unlink_record
 from casstore.model import (
+    KEPT,
     CollectionRow,
     PurgeCollection,
     Record,
@@ -218,8 +219,7 @@ def request_for(
         if name is not None:
             catalogue.find_collection(tables, name)
         for ref in refs:
-            states = (VersionState.COMMITTED, VersionState.TRASHED)
-            found = catalogue.find(tables, parse_reference(ref), states=states)
+            found = catalogue.find(tables, parse_reference(ref), states=KEPT)
             named[place_of(found.version)] = None
     return Request(where, tuple(named), name, allowed, reason, engine.runtime.actor)
 

@@ -30,6 +30,7 @@ from casstore.errors import (
     BackendError,
     CasstoreError,
     ConflictError,
+    InvalidInputError,
     ReadOnlyError,
     RefusedError,
     StoreBusyError,
@@ -171,6 +172,13 @@ class Engine:
     def digest(self, value: bytes) -> Digest:
         """A digest of this store, named for the outside."""
         return Digest(self.config.digest, value)
+
+    def parse_digest(self, text: str) -> bytes:
+        """The digest of this store that a text like ``blake3:…`` says. Raises `InvalidInputError`."""
+        digest = Digest.parse(text)
+        if digest.algorithm != self.config.digest:
+            raise InvalidInputError(f"this store names content by {self.config.digest}, not {digest.algorithm}")
+        return digest.value
 
     def node(self, digest: bytes) -> Node:
         """A decoded tree node. Raises `IntegrityError`."""

@@ -39,14 +39,13 @@ from casstore.gc.plan import Fate, Garbage, PackFate, Plan
 from casstore.gc.reclaim import condemn_orphans, ended_packs, listed_packs, reclaim
 from casstore.gc.retire import Budget, read_footer, retire
 from casstore.gc.room import ANY_AGE
-from casstore.model import Entry, EntryKind, Erase, GCRun, PackRow, PackState, Progress, Record, VersionState
+from casstore.model import KEPT, Entry, EntryKind, Erase, GCRun, PackRow, PackState, Progress, Record
 from casstore.names import check_description, parse_reference, split_path
 from casstore.overlay import Tables
 from casstore.state import CHUNK, NO_PACK, NODE, ZERO, head_of
 from casstore.tree import chunk_list
 from casstore.view import collections, pack_at, versions
 
-KEPT = (VersionState.COMMITTED, VersionState.TRASHED)
 SWEEPS = 3
 """times the packs are looked through: what a writer on another host published meanwhile is found by the next"""
 
@@ -157,7 +156,7 @@ def _check_agreed(report: Erasure, confirm: str | None, *, all_versions: bool) -
 def _foresee(engine: Engine, subject: str, reason: str, keep: Sequence[str]) -> tuple[set[bytes], Erasure]:
     engine.view.refresh()
     name, digests = _resolve(engine, subject)
-    kept = {_parse(engine, digest) for digest in keep}
+    kept = {engine.parse_digest(digest) for digest in keep}
     if not kept <= digests:
         raise InvalidInputError(f"{subject} has not all of the content to keep", hint="look at a dry run")
     digests -= kept
@@ -212,17 +211,10 @@ def _chunks_of(engine: Engine, entry: Entry) -> Iterator[bytes]:
     return (digest for _, digest, _ in pieces(engine, entry))
 
 
-def _parse(engine: Engine, text: str) -> bytes:
-    digest = Digest.parse(text)
-    if digest.algorithm != engine.config.digest:
-        raise InvalidInputError(f"this store names content by {engine.config.digest}, not {digest.algorithm}")
-    return digest.value
-
-
 def _resolve(engine: Engine, subject: str) -> tuple[Digest, set[bytes]]:
     """The digest of the content that is meant, and the digests of its chunks."""
     if subject.partition(":")[0] in ALGORITHMS and "/" not in subject:
-        value = _parse(engine, subject)
+        value = engine.parse_digest(subject)
         return engine.digest(value), _chunks_named(engine, subject, value)
     reference, path = split_path(subject)
     if not path:

@@ -13,13 +13,14 @@ from casstore.audit import took_effect, transactions
 from casstore.catalogue import Found, full_name
 from casstore.config import from_micros
 from casstore.contents import find_entry
-from casstore.digest import ALGORITHMS, Digest
+from casstore.digest import ALGORITHMS
 from casstore.engine import Engine
 from casstore.errors import IntegrityError, InvalidInputError, NotFoundError
 from casstore.format.rows import decode_row, length_of_row, stored_share
 from casstore.gc.plan import Release
 from casstore.gc.undo import place_of, still_there
 from casstore.model import (
+    KEPT,
     Drop,
     Entry,
     LostRow,
@@ -39,7 +40,6 @@ from casstore.pin import NEVER
 from casstore.state import CHUNK, LOST, NODE, PIN
 from casstore.view import children_of, collections, pack_at, trashed, versions, with_links
 
-KEPT = (VersionState.COMMITTED, VersionState.TRASHED)
 FOOTER_LENGTH = 5
 """bytes a pack's footer has for a chunk beside its digest: its length, and what its frame takes, about"""
 _DIGEST = re.compile(r"[a-z0-9-]+:[0-9a-f]{32,}")
@@ -332,10 +332,7 @@ def why(engine: Engine, subject: str) -> Explanation:
     """
     engine.view.refresh()
     if subject.partition(":")[0] in ALGORITHMS and _DIGEST.fullmatch(subject):
-        digest = Digest.parse(subject)
-        if digest.algorithm != engine.config.digest:
-            raise InvalidInputError(f"this store names content by {engine.config.digest}, not {digest.algorithm}")
-        return _why_digest(engine, subject, digest.value)
+        return _why_digest(engine, subject, engine.parse_digest(subject))
     reference, path = split_path(subject)
     states = KEPT if path else tuple(VersionState)
     with engine.view.read() as tables:

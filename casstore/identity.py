@@ -109,6 +109,11 @@ class VersionFacts:
         return f"{self._found.name}:{self.version}"
 
     @property
+    def url(self) -> str:
+        """``cas://entity/project/collection:vN``."""
+        return f"cas://{self.qualified_name}"
+
+    @property
     def ref(self) -> str:
         """A reference that finds this version, with as little namespace as it needs."""
         return self._found.label

@@ -18,7 +18,7 @@ from casstore.digest import ALGORITHMS, Digest
 from casstore.engine import Engine
 from casstore.errors import CasstoreError, ChunkMissingError, IntegrityError, InvalidInputError, NotFoundError
 from casstore.format.rows import decode_row
-from casstore.model import ChunkKind, Pin, PinRow, Progress, Record, RenewPin, Unpin, VersionState
+from casstore.model import KEPT, ChunkKind, Pin, PinRow, Progress, Record, RenewPin, Unpin
 from casstore.names import check_description, parse_reference
 from casstore.overlay import Tables
 from casstore.state import NODE, PIN, head_of
@@ -35,7 +35,6 @@ LONG_READ = 30.0
 """seconds after which a read is so long that what it reads is pinned"""
 READ = timedelta(days=1)
 """how long the pin of a read holds: more than one wrong clock can move the safe clock at a time"""
-KEPT = (VersionState.COMMITTED, VersionState.TRASHED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,13 +119,11 @@ def _root(engine: Engine, tables: Tables, what: str) -> bytes:
     """The digest that a reference or the text of a digest means, if it can be held."""
     if what.partition(":")[0] not in ALGORITHMS or ":" not in what:
         return catalogue.find(tables, parse_reference(what), states=KEPT).version.root
-    digest = Digest.parse(what)
-    if digest.algorithm != engine.config.digest:
-        raise InvalidInputError(f"this store names content by {engine.config.digest}, not {digest.algorithm}")
-    row = chunk_at(tables, digest.value)
-    if row is None or (row.location.kind is ChunkKind.NODE and tables.get(NODE, digest.value) is None):
+    digest = engine.parse_digest(what)
+    row = chunk_at(tables, digest)
+    if row is None or (row.location.kind is ChunkKind.NODE and tables.get(NODE, digest) is None):
         raise NotFoundError(f"{what} is not in this store", hint="casstore why tells what became of it")
-    return digest.value
+    return digest
 
 
 def get(engine: Engine, id: str) -> PinInfo:

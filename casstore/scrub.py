@@ -16,7 +16,7 @@ from casstore.format.nodes import Node
 from casstore.format.packs import check_pack
 from casstore.format.rows import decode_chunk, decode_row, pack_of_row
 from casstore.log import GENESIS
-from casstore.model import ChunkKind, Entry, Location, PackRow, PackState, Progress, VersionState, no_progress
+from casstore.model import KEPT, ChunkKind, Entry, Location, PackRow, PackState, Progress, VersionState, no_progress
 from casstore.pack import decode_frame, slice_chunk
 from casstore.repair import Repaired, bad_sector, lost_digests, repair
 from casstore.state import CHUNK, PACK
@@ -361,7 +361,7 @@ def _trees(engine: Engine, report: FsckReport, bad: set[bytes], progress: Progre
         all_versions = [
             Found(full_name(collection), collection, version)
             for collection in collections(tables)
-            for version in versions(tables, collection.id, states=(VersionState.COMMITTED, VersionState.TRASHED))
+            for version in versions(tables, collection.id, states=KEPT)
         ]
     loss = _Loss()
     checked: set[bytes] = set()

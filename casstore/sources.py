@@ -310,7 +310,7 @@ def _compile(pattern: str) -> _Match:
 
 
 def glob_regex(pattern: str) -> re.Pattern[str]:
-    """What a glob matches whole: ``*`` also matches ``/``, and ``**/`` also nothing, so that the top is not left out."""
+    """What a glob matches whole: ``*`` also matches ``/``, and ``**/`` also nothing: the top is some depth, too."""
     parts = [fnmatch.translate(part)[:-2] for part in _ANY_DEPTH.split(pattern)]
     return re.compile("(?s:(?:.*/)?)".join(parts) + r"\Z")
 

@@ -32,7 +32,7 @@ from casstore.distributed import DistributedStore
 from casstore.errors import InvalidInputError
 from casstore.ingest import LogRequest, ingest
 from casstore.inventory import CollectionInfo, CommitInfo
-from casstore.model import INHERIT, AliasChange, Inherit, Progress, VersionState, no_progress
+from casstore.model import INHERIT, KEPT, AliasChange, Inherit, Progress, VersionState, no_progress
 from casstore.names import (
     LATEST,
     CollectionName,
@@ -91,7 +91,7 @@ class Store(StoreTracking, DistributedStore):
         run it is an output of (see `Run.log`); ``attrs``: up to 64 KiB of JSON that the host keeps with a new version,
         for good, in ``.attrs``. A failed log leaves no trace, burns no number, and leaves the artifact as it was.
         Raises `TypeConflictError`, `InvalidInputError` for sources that changed or cannot be read, `RefusedError` for a
-        ttl on a type that has none, `BackendError`.
+        ttl on a type that has none, `VersionNotFoundError` for a ``base`` that there never was, `BackendError`.
         """
         if not isinstance(artifact, Artifact):
             raise InvalidInputError(f"log_artifact needs an Artifact, not {type(artifact).__name__}")
@@ -110,6 +110,8 @@ class Store(StoreTracking, DistributedStore):
                 hint="download it and add the files",
             )
         number = policy.base_number(draft, base, name, strict=if_base_latest)
+        if base is not None:  # it may be gone, but there must have been one
+            catalogue.lookup(engine, f"{name}:v{number}", expired=True, states=tuple(VersionState))
         seconds = ttl_seconds(artifact.ttl if ttl is INHERIT else ttl)
         ageing.check_loggable(engine, artifact.type, seconds)
         request = LogRequest(
@@ -281,8 +283,7 @@ class Store(StoreTracking, DistributedStore):
         reference = parse_reference(ref)
         self._engine.view.refresh()
         with self._engine.view.read() as tables:
-            states = (VersionState.COMMITTED, VersionState.TRASHED)
-            found = catalogue.find(tables, reference, states=states)
+            found = catalogue.find(tables, reference, states=KEPT)
         return Version(self._engine, found).delete(
             delete_aliases, reason, delete_links=delete_links, if_in_use=if_in_use
         )

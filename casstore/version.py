@@ -210,9 +210,10 @@ class Version(VersionFacts):
         ``per_page``, W&B's word for how many one request brings, limits nothing there and has no effect here. Raises
         `InvalidInputError`, also for a cursor that is no path.
         """
+        for name, count in (("page_size", page_size), ("per_page", per_page)):
+            if count is not None and (isinstance(count, bool) or not isinstance(count, int) or count < 1):
+                raise InvalidInputError(f"{name}={count!r} must be at least 1")
         _warn_ignored(per_page=per_page)
-        if page_size is not None and (isinstance(page_size, bool) or not isinstance(page_size, int) or page_size < 1):
-            raise InvalidInputError(f"page_size={page_size!r} must be at least 1")
         if prefix is not None and not isinstance(prefix, str):
             raise InvalidInputError(f"prefix={prefix!r} is not a path")
         if names is not None:

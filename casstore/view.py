@@ -16,6 +16,7 @@ from casstore.format.rows import decode_chunk, decode_row, encode_row, u64
 from casstore.index import IndexDamagedError, MemoryIndex, SpillIndex
 from casstore.log import Log
 from casstore.model import (
+    KEPT,
     AliasChange,
     BatchRow,
     ChunkRow,
@@ -486,10 +487,9 @@ def links_of(
 
 def with_links(tables: Tables, rows: Iterable[VersionRow]) -> list[VersionRow]:
     """Some versions and the links that end with them, hidden ones too, each once: whose roots a purge lets go of."""
-    kept = (VersionState.COMMITTED, VersionState.TRASHED)
     found: dict[tuple[int, int], VersionRow] = {}
     for row in rows:
-        for each in (row, *links_of(tables, row, kept)):
+        for each in (row, *links_of(tables, row, KEPT)):
             found[each.collection, each.number] = each
     return list(found.values())
 

@@ -59,7 +59,7 @@ def init(session: Session, /, *, url: str | None, digest: str, chunk_average: in
 @click.command(
     cls=Command,
     exits={
-        10: "what a URI points to is not there",
+        10: "what a URI points to, or the base, is not there",
         11: "the collection has another type, or two paths are in conflict",
         13: "the base is not latest any more, or another race was lost",
         14: "the store's policy refuses the type, or the place a URI leads to",

@@ -15,13 +15,12 @@ from dataclasses import dataclass
 from casstore.engine import Engine
 from casstore.format.rows import decode_row, refcount
 from casstore.gc.nodeset import NodeSet
-from casstore.model import PinRow, VersionRow, VersionState
+from casstore.model import KEPT, PinRow, VersionRow
 from casstore.overlay import Tables
 from casstore.state import CHUNK, NODE, PIN, VERSION, ZERO, head_of
 
 SHARD = 200_000
 """digests that are counted exactly at a time"""
-HOLDING = (VersionState.COMMITTED, VersionState.TRASHED)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +54,7 @@ def live_roots(tables: Tables) -> Iterator[bytes]:
     """The root of every version that is committed or in the trash and of every pin, one for each reference."""
     for _, row in tables.scan(VERSION):
         version = decode_row(row, VersionRow)
-        if version.state in HOLDING:
+        if version.state in KEPT:
             yield version.root
     for _, row in tables.scan(PIN):
         yield from decode_row(row, PinRow).roots

@@ -35,9 +35,9 @@ from casstore.errors import CasstoreError, ChunkMissingError, FormatError, Integ
 from casstore.format.layout import pack_key
 from casstore.format.nodes import Node, decode_node
 from casstore.format.rows import decode_row, pack_of_row
-from casstore.gc.counts import HOLDING, Snapshot, take_snapshot
+from casstore.gc.counts import Snapshot, take_snapshot
 from casstore.gc.nodereading import Found, NodeSource, References, read_nodes, references
-from casstore.model import Drop, PackState, PinRow, Progress, VersionRow, no_progress
+from casstore.model import KEPT, Drop, PackState, PinRow, Progress, VersionRow, no_progress
 from casstore.overlay import Tables
 from casstore.state import CHUNK, LOST, NODE, PIN, VERSION
 from casstore.view import pack_at
@@ -275,7 +275,7 @@ class _Walk:
 
     def _version_roots(self, row: bytes) -> tuple[bytes, ...]:
         version = decode_row(row, VersionRow)
-        return (version.root,) if version.seq <= self.at and version.state in HOLDING else ()
+        return (version.root,) if version.seq <= self.at and version.state in KEPT else ()
 
     def _pin_roots(self, row: bytes) -> tuple[bytes, ...]:
         pin = decode_row(row, PinRow)

@@ -7,6 +7,7 @@ UTC; sizes are bytes.
 
 from casstore.model.content import (
     INHERIT,
+    KEPT,
     ChunkKind,
     FrameInfo,
     Inherit,
@@ -104,6 +105,7 @@ __all__ = [
     "INHERIT",
     "Inherit",
     "JsonMap",
+    "KEPT",
     "Link",
     "Location",
     "LostRow",

@@ -29,6 +29,10 @@ class VersionState(StrEnum):
     PURGED = "PURGED"
 
 
+KEPT = (VersionState.COMMITTED, VersionState.TRASHED)
+"""states in which a version holds its content"""
+
+
 class Inherit(Enum):
     """The type of `INHERIT`."""
 

@@ -69,10 +69,7 @@ class ContentRules:
     # --- bytes
 
     def _add_pack(self, record: AddPack) -> None:
-        if len(record.pack) != len(NO_PACK) or record.pack == NO_PACK:
-            raise Void(f"{record.pack.hex()} is no name of a pack")
-        if self.tables.get(PACK, record.pack) is not None:
-            raise Void(f"pack {record.pack.hex()} is known already")
+        self._check_new(record.pack)
         content = record.content
         placed = placed_raw = 0
         at = FIRST_FRAME
@@ -258,12 +255,17 @@ class ContentRules:
         self.tables.put(META, CHECKPOINT_KEY, encode_row(CheckpointRow(record.seq, record.key, record.state_hash)))
 
     def _condemn(self, record: Condemn) -> None:
-        if self.tables.get(PACK, record.pack) is not None:
-            raise Void(f"pack {record.pack.hex()} is known already")
+        self._check_new(record.pack)
         self._put_pack(
             record.pack,
             PackRow(PackState.CONDEMNED, ChunkKind.DATA, 0, 0, 0, 0, self.segment.claimed, self.segment.seq),
         )
+
+    def _check_new(self, pack: bytes) -> None:
+        if len(pack) != len(NO_PACK) or pack == NO_PACK:
+            raise Void(f"{pack.hex()} is no name of a pack")
+        if self.tables.get(PACK, pack) is not None:
+            raise Void(f"pack {pack.hex()} is known already")
 
     def _pack(self, name: bytes) -> PackRow:
         row = self.tables.get(PACK, name)

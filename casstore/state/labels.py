@@ -10,6 +10,7 @@ from casstore.format.rows import (
     u64,
 )
 from casstore.model import (
+    KEPT,
     AliasChange,
     CollectionRow,
     DropAlias,
@@ -320,7 +321,7 @@ class CatalogueRules(LineageRules):
         if not record.force and head_of(self.tables).safe < version.purge_at:
             raise Void(f"{record.collection}:v{record.number} may not be purged yet")
         self._forget(version)
-        for state in (VersionState.COMMITTED, VersionState.TRASHED):
+        for state in KEPT:
             for link in list(self._links(version, state)):
                 self._forget(link)
 

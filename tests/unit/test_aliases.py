@@ -210,9 +210,9 @@ def test_compare_and_set(store: Store, versions: list[Version]) -> None:
         versions[2].add_alias("prod", if_on="v1")
     versions[1].add_alias("prod", if_on="v0")
     assert where(store, "prod") == "v1"
-    for wrong in ("best", "1", "v01"):
+    for wrong in ("best", "1", "v01", 1, b"v1"):
         with pytest.raises(InvalidInputError):
-            versions[0].add_alias("prod", if_on=wrong)
+            versions[0].add_alias("prod", if_on=wrong)  # type: ignore[arg-type]
 
 
 def test_only_one_of_many_wins(store: Store, versions: list[Version]) -> None:

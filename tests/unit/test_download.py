@@ -533,6 +533,8 @@ def test_per_page_leaves_nothing_out(version: Version) -> None:
     """In W&B it is how many one request brings, not how many come: here it has no effect."""
     with pytest.warns(DeprecationWarning, match="per_page"):
         assert len(list(version.files(per_page=1))) == len(CONTENT)
+    with pytest.raises(InvalidInputError):
+        version.files(per_page=0)
 
 
 # --- references (F11, G8)

@@ -196,6 +196,7 @@ def test_projects_and_entities(store: Store) -> None:
         assert store.get(found.ref) == store.get(found.qualified_name) == version
     found = store.get("ml/vision/ds")
     assert (found.entity, found.project, found.collection, found.name) == ("ml", "vision", "ds", "ds:v0")
+    assert (found.url, versions["ds"].url) == ("cas://ml/vision/ds:v0", "cas://default/default/ds:v0")
     assert store.get("default/default/ds") == versions["ds"]
     draft = found.new_draft()
     draft.add_bytes(b"x", "x")
@@ -409,6 +410,11 @@ def test_base_named_by_hand(store: Store) -> None:
     with pytest.raises(StaleBaseError):
         log(store, b"4", base="v1", if_base_latest=True)
     assert log(store, b"4", base="ds:v2", if_base_latest=True).base == "ds:v2"
+    with pytest.raises(VersionNotFoundError):
+        log(store, b"5", base="v4")
+    store.get("ds:v0").delete()
+    store.trash.purge("ds:v0")
+    assert log(store, b"5", base="v0").base == "ds:v0", "it is gone, but it is what the content was made from"
 
 
 def test_a_draft_outlives_its_base(store: Store) -> None:
