@@ -96,22 +96,23 @@ class StatCache:
         found: list[FileRow | None] = []
         for path, stamp, data in zip(paths, stamps, self._look(body) or [None] * len(paths), strict=True):
             row = None if data is None else decode_file(path, data)
-            if row is None or row.stamp != stamp:
+            if row is None or stamp is None or row.mark != stamp.mark:
                 found.append(None)
                 continue
             found.append(row)
             if row.used <= stale:
-                self._put(path, row.stamp, row.chunks, row.tree)
+                self._put(path, row.mark, row.chunks, row.tree)
         return found
 
     def learn(self, source: LocalFile, stamp: Stamp | None, entry: Entry) -> None:
         """Remember the content of a file that was read, unless it is not `settled`."""
         if stamp is not None and not self._off and self._keeps_ctime(stamp.device, source.path):
-            self._put(os.fsencode(source.path), stamp, entry.chunks, entry.tree)
+            self._put(os.fsencode(source.path), stamp.mark, entry.chunks, entry.tree)
 
     def flush(self) -> None:
         """Write what was learned, in one transaction. Not inside a read of the view."""
-        batch, self._pending = sorted(self._pending.items()), {}
+        # By the end of the keys, so not in their order: pages that are filled in order are split half full.
+        batch, self._pending = sorted(self._pending.items(), key=lambda item: item[0][::-1]), {}
         if not batch or self._off:
             return
         if self._size() + len(batch) > self._rows:
@@ -160,10 +161,8 @@ class StatCache:
             known = self._devices[device] = self._file_system(path) in KEEPS_CTIME
         return known
 
-    def _put(self, path: bytes, stamp: Stamp, chunks: tuple[tuple[bytes, int], ...], tree: bytes | None) -> None:
-        row = encode_file(path, FileRow(stamp, self._today, chunks, tree))
-        if row is not None:
-            self._pending[file_key(path)] = row
+    def _put(self, path: bytes, mark: bytes, chunks: tuple[tuple[bytes, int], ...], tree: bytes | None) -> None:
+        self._pending[file_key(path)] = encode_file(path, FileRow(mark, self._today, chunks, tree))
         if len(self._pending) >= self._batch:
             self.flush()
 

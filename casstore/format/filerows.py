@@ -7,14 +7,14 @@ import struct
 from dataclasses import dataclass
 from typing import Self
 
-from casstore.digest import checksum64
+from casstore.digest import checksum64, seal
 
 FILES = "files"
 """the table"""
 
 _SEAL = struct.Struct("<Q")
-_HEAD = struct.Struct("<IQqqQQBH")
-"""day of the last use; size, mtime, ctime, inode, device; bytes of a digest, number of chunks"""
+_HEAD = struct.Struct("<I16sBH")
+"""day of the last use; mark of the stamp; bytes of a digest, number of chunks"""
 _LENGTH = struct.Struct("<I")
 _TREE = 0xFFFF
 """instead of the number of chunks: the root of a chunk list follows"""
@@ -35,12 +35,18 @@ class Stamp:
         """The stamp in a stat result."""
         return cls(info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_dev)
 
+    @property
+    def mark(self) -> bytes:
+        """128 bits that another stamp does not have: only equality is ever asked, and a row is to be small."""
+        return seal(repr((self.size, self.mtime_ns, self.ctime_ns, self.inode, self.device)).encode())[:16]
+
 
 @dataclass(frozen=True, slots=True)
 class FileRow:
     """The content a file had while it had a stamp."""
 
-    stamp: Stamp
+    mark: bytes
+    """that of the stamp"""
     used: int
     """day (since the epoch) on which it was of use last, or some days before"""
     chunks: tuple[tuple[bytes, int], ...] = ()
@@ -53,15 +59,11 @@ def file_key(path: bytes) -> bytes:
     return struct.pack(">QQ", checksum64(directory), checksum64(name))
 
 
-def encode_file(path: bytes, row: FileRow) -> bytes | None:
-    """A row; None for a file whose stamp does not fit, which is then not remembered."""
-    stamp = row.stamp
+def encode_file(path: bytes, row: FileRow) -> bytes:
+    """A row."""
     width = len(row.tree or (row.chunks[0][0] if row.chunks else b""))
     count = len(row.chunks) if row.tree is None else _TREE
-    try:
-        head = _HEAD.pack(row.used, stamp.size, stamp.mtime_ns, stamp.ctime_ns, stamp.inode, stamp.device, width, count)
-    except struct.error:
-        return None
+    head = _HEAD.pack(row.used, row.mark, width, count)
     tail = row.tree or b"".join([digest + _LENGTH.pack(length) for digest, length in row.chunks])
     return _seal(path, head + tail) + head + tail
 
@@ -71,14 +73,13 @@ def decode_file(path: bytes, data: bytes) -> FileRow | None:
     body = data[_SEAL.size :]
     if len(body) < _HEAD.size or data[: _SEAL.size] != _seal(path, body):
         return None
-    used, size, mtime, ctime, inode, device, width, count = _HEAD.unpack_from(body)
-    stamp = Stamp(size, mtime, ctime, inode, device)
+    used, mark, width, count = _HEAD.unpack_from(body)
     if count == _TREE:
-        return FileRow(stamp, used, tree=body[_HEAD.size :])
+        return FileRow(mark, used, tree=body[_HEAD.size :])
     step = width + _LENGTH.size
     places = range(_HEAD.size, _HEAD.size + step * count, step)
     chunks = tuple((body[at : at + width], _LENGTH.unpack_from(body, at + width)[0]) for at in places)
-    return FileRow(stamp, used, chunks)
+    return FileRow(mark, used, chunks)
 
 
 def last_use(data: bytes) -> int:
