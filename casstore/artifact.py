@@ -6,7 +6,6 @@ unnamed temporary file. Every method either succeeds or leaves the draft as it w
 
 from __future__ import annotations
 
-import codecs
 import io
 import os
 import warnings
@@ -67,6 +66,11 @@ class Base(Protocol):
     @property
     def name(self) -> str:
         """``name:vN``."""
+        ...
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The id of its collection, which outlives the name, and its number."""
         ...
 
     @property
@@ -204,7 +208,7 @@ class Artifact:
         `InvalidPathError`, `InvalidMetadataError`.
         """
         _warn_ignored(is_tmp=is_tmp, skip_cache=skip_cache)
-        if policy not in {"mutable", "immutable"}:
+        if policy not in ("mutable", "immutable"):
             raise InvalidInputError(f"policy {policy!r} is not valid", hint="mutable or immutable")
         local = source_path(local_path)
         source = replace(local_file(local), trusted=trust_mtime, attrs_json=canonical_attrs(attrs))
@@ -311,7 +315,7 @@ class Artifact:
         _warn_ignored(skip_cache=skip_cache)
         if symlinks not in SYMLINKS:
             raise InvalidInputError(f"symlinks={symlinks!r} is not valid", hint=", ".join(SYMLINKS))
-        if policy not in {"mutable", "immutable"}:
+        if policy not in ("mutable", "immutable"):
             raise InvalidInputError(f"policy {policy!r} is not valid", hint="mutable or immutable")
         self._check_open()
         local = source_path(local_path)
@@ -340,6 +344,8 @@ class Artifact:
 
         Its attrs stay, unless others are given.
         """
+        if not isinstance(entry, Entry):
+            raise InvalidInputError(f"{entry!r:.200} is not an entry", hint="version.get_entry(path)")
         if entry.reader is None:
             raise InvalidInputError(f"{entry.path!r} is not an entry of a logged version")
         path = check_path(entry.path if name is None else name)
@@ -551,7 +557,7 @@ class Artifact:
 
     def get_added_local_path_name(self, local_path: str | os.PathLike[str]) -> str | None:
         """Where in the draft a local file was added, or None."""
-        wanted = os.path.abspath(os.fspath(local_path))
+        wanted = os.path.abspath(source_path(local_path))
         for path, source in self._sources.items():
             if isinstance(source, LocalFile) and os.path.abspath(source.path) == wanted:
                 return path
@@ -566,7 +572,8 @@ class Artifact:
         return not self._finalized
 
     def _entry(self, path: str) -> Entry:
-        source = self._sources[path]
+        source = self._at(path)
+        assert source is not None
         match source:
             case LocalFile():
                 return Entry(path, size=source.signature.size, mode=source.mode, attrs_json=source.attrs_json)
@@ -623,8 +630,9 @@ def foreign_path(artifact: Artifact, store: str) -> str | None:
 
 def _encoding(name: str | None) -> str:
     try:
-        return codecs.lookup(name or "utf-8").name
-    except LookupError:
+        with io.TextIOWrapper(io.BytesIO(), encoding=name or "utf-8") as text:  # codecs also knows those of bytes
+            return text.encoding
+    except (LookupError, TypeError, ValueError):
         raise InvalidInputError(f"encoding {name!r} is not known") from None
 
 

@@ -11,7 +11,6 @@ from itertools import islice
 from casstore.catalogue import LEASE_OVER
 from casstore.config import from_micros
 from casstore.engine import Engine
-from casstore.errors import InvalidInputError
 from casstore.model import (
     AbortParts,
     Condemn,
@@ -31,7 +30,7 @@ from casstore.model import (
     Unlink,
     Unpurge,
 )
-from casstore.names import CollectionName
+from casstore.names import CollectionName, check_limit
 
 BY_USER = "user"
 """`Trash.trashed_by` of what somebody deleted by hand"""
@@ -97,9 +96,7 @@ def took_effect(engine: Engine, segment: Segment, transaction: Transaction) -> b
 
 def deletions(engine: Engine, limit: int | None = None) -> list[DeletionRecord]:
     """What was taken away and given back, newest first, at most ``limit``; reads no further back than needed."""
-    if limit is not None and (isinstance(limit, bool) or not isinstance(limit, int) or limit < 0):
-        raise InvalidInputError(f"limit={limit!r} is not a number of records", hint="a whole number, or None for all")
-    return list(islice(_deletions(engine), limit))
+    return list(islice(_deletions(engine), check_limit(limit)))
 
 
 def _deletions(engine: Engine) -> Iterator[DeletionRecord]:

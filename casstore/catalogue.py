@@ -81,6 +81,14 @@ def found_of(tables: Tables, version: VersionRow) -> Found:
     return Found(full_name(row), row, version)
 
 
+def found_at(engine: Engine, collection: int, number: int) -> Found:
+    """A version that is known to be there, whatever became of it and of the name of its collection since."""
+    with engine.view.read() as tables:
+        row = version_at(tables, collection, number)
+        assert row is not None
+        return found_of(tables, row)
+
+
 def source_of(tables: Tables, version: VersionRow) -> Found | None:
     """What a version is a link to; None if it is none."""
     if not version.is_link:

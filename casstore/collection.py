@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 
 from casstore import catalogue, deletion, expiry
@@ -30,7 +31,7 @@ from casstore.selection import Where
 from casstore.state import BATCH, batch_key, batches_prefix, head_of
 from casstore.trashing import Allowed
 from casstore.version import Version
-from casstore.view import collection_name, collection_named, links_of, versions
+from casstore.view import collection_name, collection_named, identifier_of, links_of, versions
 
 STATES = {
     "COMMITTED": VersionState.COMMITTED,
@@ -43,7 +44,7 @@ def state_from(state: str | None, *, trashed: bool) -> VersionState:
     """The state that is meant. Raises `InvalidInputError`."""
     if state is None:
         return VersionState.TRASHED if trashed else VersionState.COMMITTED
-    if state not in STATES or trashed:
+    if state not in tuple(STATES) or trashed:
         raise InvalidInputError(f"state={state!r} is not valid", hint=", ".join(STATES))
     return STATES[state]
 
@@ -227,6 +228,7 @@ class Collection:
         *,
         delete_links: bool = False,
         if_in_use: str = "cancel",
+        permanent: bool = False,
         dry_run: bool = False,
     ) -> CollectionDeletion:
         """Move it to the trash with all its versions, as one unit and in one commit.
@@ -236,8 +238,10 @@ class Collection:
         another name; `LinkGuardError` if other collections have links to its versions, unless ``delete_links``, which
         hides those, too; `InUseError` if any is in use and ``if_in_use="refuse"``: else its uses are cancelled. The
         links in it are hidden with it. Until it is purged the name stays taken. Deleting again changes nothing.
+        ``permanent`` purges it at once, in a second commit: nothing restores it then but, until the grace is over, an
+        undo of the collector's run.
         """
-        return deletion.delete_collection(
+        done = deletion.delete_collection(
             self._engine,
             self._id,
             allowed=Allowed.of(aliases=delete_aliases, links=delete_links, if_in_use=if_in_use),
@@ -245,6 +249,11 @@ class Collection:
             confirm=confirm,
             dry_run=dry_run,
         )
+        if not permanent:
+            return done
+        if not dry_run:
+            deletion.purge_collection(self._engine, CollectionName.parse(done.ref))
+        return replace(done, purge_at=done.trashed_at)
 
     def to_dict(self) -> dict[str, object]:
         """The collection as JSON values."""
@@ -266,16 +275,21 @@ def create(engine: Engine, name: str, type: str, kind: str, description: str) ->
     if kind not in KINDS:
         raise InvalidInputError(f"kind={kind!r} is not valid", hint=" or ".join(KINDS))
 
+    made = 0
+
     def build(tables: Tables) -> Sequence[Record]:
+        nonlocal made
         taken = collection_named(tables, str(target))
         if taken is not None and taken.state is not VersionState.PURGED:
             raise _taken(target, taken)
         check_open(tables, wanted)
+        made = identifier_of(tables, str(target))
         return (PutCollection(str(target), wanted, kind == "portfolio", text, engine.runtime.actor),)
 
     engine.commit(build)
     with engine.view.read() as tables:
-        return Collection(engine, catalogue.find_collection(tables, target, hidden=True))
+        now = CollectionName.parse(collection_name(tables, made))
+        return Collection(engine, catalogue.find_collection(tables, now, hidden=True))
 
 
 def _taken(name: CollectionName, row: CollectionRow) -> NameTakenError:

@@ -131,9 +131,16 @@ def to_micros(moment: datetime) -> int:
     return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
 
 
+_FIRST, _LAST = -62_135_596_800_000_000, 253_402_300_799_999_999
+"""microseconds from the epoch to the ends of what a datetime can say"""
+
+
 def from_micros(micros: int) -> datetime:
-    """The aware UTC datetime of some microseconds since the epoch."""
-    seconds, rest = divmod(micros, 1_000_000)
+    """The aware UTC datetime of some microseconds since the epoch.
+
+    One beyond what a datetime can say is the last, or the first, that it can: a clock may have claimed anything.
+    """
+    seconds, rest = divmod(min(max(micros, _FIRST), _LAST), 1_000_000)
     return datetime.fromtimestamp(seconds, UTC).replace(microsecond=rest)
 
 

@@ -121,7 +121,7 @@ def content_digest(engine: Engine, entry: Entry) -> Digest | None:
 
 def find_entry(engine: Engine, found: Found, path: str) -> Entry | None:
     """The entry at a path of a version."""
-    if not is_text(path):
+    if not isinstance(path, str) or not is_text(path):
         return None
     with naming(found, path):
         return find(found.version.root, path, engine.node)

@@ -10,8 +10,8 @@ from casstore.artifact import Artifact, draft_base, foreign_path
 from casstore.authority import ask
 from casstore.batch import BatchInfo, FinishRequest, PartInfo, UpsertRequest
 from casstore.errors import InvalidInputError
-from casstore.ingest import LogRequest
-from casstore.model import INHERIT, Inherit, JsonMap, Progress, VersionState, no_progress
+from casstore.ingest import LogRequest, named_now
+from casstore.model import INHERIT, Inherit, JsonMap, Progress, no_progress
 from casstore.names import (
     LATEST,
     CollectionName,
@@ -35,7 +35,7 @@ class DistributedStore(StoreUpkeep):
 
     def upsert(
         self,
-        artifact: Artifact,
+        art: Artifact,
         distributed_id: str,
         part: str | None = None,
         *,
@@ -54,7 +54,7 @@ class DistributedStore(StoreUpkeep):
         content, mode or kind; `ArtifactFinalizedError` if the batch is finished, `RefusedError` if it was aborted,
         `TypeConflictError`, `InvalidNameError`, `QuotaExceededError`; and as `log_artifact`.
         """
-        name = self._home_of(artifact, project)
+        name = self._home_of(art, project)
         request = UpsertRequest(
             name,
             check_id(distributed_id, "distributed_id"),
@@ -63,8 +63,8 @@ class DistributedStore(StoreUpkeep):
             quota.admit,
         )
         ask(self._runtime, [("log", name.short)])
-        info = batch.upsert(self._engine, artifact, request, progress)
-        artifact.finalize()
+        info = batch.upsert(self._engine, art, request, progress)
+        art.finalize()
         return info
 
     def finish(
@@ -110,11 +110,11 @@ class DistributedStore(StoreUpkeep):
         labels = LogRequest(
             collection=CollectionName("", "", ""),
             aliases=tuple(alias for alias in check_aliases(aliases) if alias != LATEST),
-            move_latest=move_latest,
+            move_latest=bool(move_latest),
             tags=check_tags(tags),
             ttl=seconds,
             dedup=dedup,
-            base="" if draft is None else draft.name,
+            base="",
             strict_base=None,
             update=update,
             actor=self._runtime.actor,
@@ -122,6 +122,7 @@ class DistributedStore(StoreUpkeep):
             admit=quota.admit,
             run="" if run is None else id_in(self._engine, run),
             attrs=canonical_host_attrs(attrs),
+            drafted=None if draft is None else draft.place,
         )
         canonical_metadata(metadata)
         request = FinishRequest(
@@ -136,13 +137,13 @@ class DistributedStore(StoreUpkeep):
         ageing.check_loggable(self._engine, kind, seconds)
         if home is not None:
             ask(self._runtime, [("log", home.short)])
-        found, result = batch.finish(self._engine, art, request, progress)
+        result = batch.finish(self._engine, art, request, progress)
         if art is not None:
             art.finalize()
         return Version(
             self._engine,
             # It may be in the trash by now, or purged.
-            catalogue.lookup(self._engine, f"{found}:v{result.number}", expired=True, states=tuple(VersionState)),
+            catalogue.found_at(self._engine, result.collection, result.number),
             created=result.created,
             latest_before=None if result.latest_before is None else f"v{result.latest_before}",
             ignored=result.ignored,
@@ -164,17 +165,22 @@ class DistributedStore(StoreUpkeep):
                 f"{foreign!r} is in another store, so its content cannot be shared",
                 hint="download it and add the files",
             )
-        return CollectionName.parse(artifact.name, home if project is None else project)
+        if draft is None or project is not None:
+            return CollectionName.parse(artifact.name, home if project is None else project)
+        # A draft goes to where its base is, whatever that is called by now.
+        self._engine.view.refresh()
+        with self._engine.view.read() as tables:
+            return named_now(tables, draft.place)[0]
 
     def upsert_artifact(
-        self, artifact: Artifact, distributed_id: str, part: str | None = None, *, project: str | None = None
+        self, art: Artifact, distributed_id: str, part: str | None = None, *, project: str | None = None
     ) -> PartInfo:
         """`upsert`, by the name it has in W&B."""
-        return self.upsert(artifact, distributed_id, part, project=project)
+        return self.upsert(art, distributed_id, part, project=project)
 
     def finish_artifact(
         self,
-        artifact: Artifact,
+        art: Artifact,
         distributed_id: str,
         *,
         aliases: Sequence[str] = (LATEST,),
@@ -182,7 +188,7 @@ class DistributedStore(StoreUpkeep):
         project: str | None = None,
     ) -> Version:
         """`finish`, by the name and with the order of arguments it has in W&B."""
-        return self.finish(distributed_id, artifact, aliases=aliases, tags=tags, project=project)
+        return self.finish(distributed_id, art, aliases=aliases, tags=tags, project=project)
 
     def pending(self) -> list[BatchInfo]:
         """Batches that are neither finished nor aborted, by collection and id."""

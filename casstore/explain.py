@@ -34,7 +34,7 @@ from casstore.model import (
     VersionRow,
     VersionState,
 )
-from casstore.names import parse_reference, split_path
+from casstore.names import check_limit, check_texts, parse_reference, split_path
 from casstore.overlay import Tables
 from casstore.pin import NEVER
 from casstore.state import CHUNK, LOST, NODE, PIN
@@ -222,8 +222,7 @@ def preview_delete(engine: Engine, refs: Sequence[str]) -> Impact:
 
     Versions in the trash may be among them. Raises `VersionNotFoundError`.
     """
-    if isinstance(refs, str) or not refs:
-        raise InvalidInputError("preview_delete needs a list of references")
+    refs = check_texts(refs, "references")
     engine.view.refresh()
     with engine.view.read() as tables:
         chosen: dict[tuple[int, int], Found] = {}
@@ -258,6 +257,7 @@ def keepers(engine: Engine, limit: int = 10) -> list[Keeper]:
 
     Time: O(content that one of them alone keeps), which may be most of the store.
     """
+    check_limit(limit)
     engine.view.refresh()
     with engine.view.read() as tables:
         found = [
@@ -330,6 +330,8 @@ def why(engine: Engine, subject: str) -> Explanation:
     Of what is not there any more, the events that took it away, found by reading the log backwards to the first.
     Raises `NotFoundError` for a digest the log never knew, `VersionNotFoundError`, `EntryNotFoundError`.
     """
+    if not isinstance(subject, str):
+        raise InvalidInputError(f"{subject!r:.200} is not a digest, version or path", hint="name:vN, name:vN/path")
     engine.view.refresh()
     if subject.partition(":")[0] in ALGORITHMS and _DIGEST.fullmatch(subject):
         return _why_digest(engine, subject, engine.parse_digest(subject))

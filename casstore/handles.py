@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import BinaryIO
 
 from casstore import checkout, contents, pin
-from casstore.catalogue import Found
+from casstore.catalogue import Found, place_of
 from casstore.digest import Digest
 from casstore.engine import Engine
 from casstore.model import Entry, no_progress
@@ -86,6 +86,11 @@ class DraftBase:
     def store(self) -> str:
         """The id of the store."""
         return self._engine.config.store_id
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """The id of its collection, which outlives the name, and its number."""
+        return place_of(self._found.version)
 
     @property
     def number(self) -> int:

@@ -37,7 +37,7 @@ from casstore.reading import Session
 from casstore.reference import confine
 from casstore.state import PIN, alias_target, aliases_of, runs_logging
 from casstore.tree import Tree
-from casstore.view import collection_named, version_at, with_root
+from casstore.view import collection_name, collection_named, identifier_of, version_at, with_root
 from casstore.writer import Writer
 
 
@@ -61,12 +61,18 @@ class LogRequest:
     run: str = ""
     """id of the run it is an output of"""
     attrs: bytes = b"{}"
+    drafted: tuple[int, int] | None = None
+    """the version that the artifact is a draft of: ``base`` names it, whatever its collection is called by then"""
+    follow: bool = False
+    """it goes to the collection of that, whatever that is called by then"""
 
 
 @dataclass(slots=True)
 class LogResult:
     """What became of it."""
 
+    collection: int
+    """id of the collection, whatever its name is by now"""
     number: int
     created: bool
     root: bytes
@@ -83,6 +89,8 @@ class Decision:
     number: int | None = None
     latest_before: int | None = None
     ignored: tuple[str, ...] = ()
+    collection: int = 0
+    """the id of the collection"""
 
 
 def ingest(engine: Engine, artifact: Artifact, request: LogRequest, progress: Progress = no_progress) -> LogResult:
@@ -133,6 +141,7 @@ def ingest(engine: Engine, artifact: Artifact, request: LogRequest, progress: Pr
         assert decision.number is not None
         number = decision.number
     return LogResult(
+        decision.collection,
         number,
         created,
         session.tree.root,
@@ -170,21 +179,37 @@ def log_known(engine: Engine, draft: Callable[[Tables], Known]) -> LogResult:
     done = engine.commit(records)
     if decision.number is None:
         assert done is not None
-        return LogResult(done.numbers[0], True, root, latest_before=decision.latest_before)
-    return LogResult(decision.number, False, root, 0, 0, decision.latest_before, decision.ignored)
+        return LogResult(decision.collection, done.numbers[0], True, root, latest_before=decision.latest_before)
+    return LogResult(decision.collection, decision.number, False, root, 0, 0, decision.latest_before, decision.ignored)
 
 
 def check_rules(engine: Engine, artifact: Artifact, request: LogRequest) -> tuple[str, ...] | None:
-    """Refuse a wrong type or reference before anything is read; the roots the references were compared with.
+    """Refuse a wrong type, base or reference before anything is read; the roots the references were compared with.
 
-    Raises `TypeConflictError`, `RefusedError`.
+    Raises `TypeConflictError`, `StaleBaseError`, `RefusedError`.
     """
     engine.view.refresh()
     with engine.view.read() as tables:
-        home(tables, request.collection, artifact.type)
+        going = destined(tables, request)
+        _latest(tables, going, home(tables, going.collection, artifact.type))
         roots = in_force(tables).reference_roots
     check_references(artifact, roots)
     return roots
+
+
+def named_now(tables: Tables, place: tuple[int, int]) -> tuple[CollectionName, str]:
+    """The name of the collection of a version by now, and its ``name:vN``."""
+    identifier, number = place
+    name = CollectionName.parse(collection_name(tables, identifier))
+    return name, f"{name.short}:v{number}"
+
+
+def destined(tables: Tables, request: LogRequest) -> LogRequest:
+    """A request with the names that collections have on a state."""
+    if request.drafted is None:
+        return request
+    name, label = named_now(tables, request.drafted)
+    return replace(request, base=label, collection=name if request.follow else request.collection)
 
 
 def check_references(artifact: Artifact, roots: tuple[str, ...] | None) -> None:
@@ -231,25 +256,34 @@ def home(tables: Tables, name: CollectionName, kind: str) -> CollectionRow | Non
     return collection
 
 
-def version_records(
-    tables: Tables, artifact: Artifact, request: LogRequest, tree: Tree, metadata: bytes, decision: Decision
-) -> Sequence[Record] | None:
-    """The records this log needs on the state at hand; None when it needs none."""
-    name = str(request.collection)
-    collection = home(tables, request.collection, artifact.type)
-    terms = terms_in_force(tables)
-    latest = None if collection is None else alias_target(tables, collection.id, LATEST)
+def _latest(tables: Tables, request: LogRequest, collection: CollectionRow | None) -> int | None:
+    """The version that readers get as ``latest``. Raises `StaleBaseError` if it had to be another."""
+    latest = None
     if collection is not None:
-        latest = resolve_latest(tables, terms, collection, latest)
-    decision.number, decision.latest_before, decision.ignored = None, latest, ()
-    if request.run:
-        lineage.running(tables, request.run)
+        named = alias_target(tables, collection.id, LATEST)
+        latest = resolve_latest(tables, terms_in_force(tables), collection, named)
     if request.strict_base is not None and latest != request.strict_base:
         raise StaleBaseError(
             f"{request.collection.short}: latest is {'absent' if latest is None else f'v{latest}'}, "
             f"the draft was made from v{request.strict_base}",
             hint="make the draft again from latest",
         )
+    return latest
+
+
+def version_records(
+    tables: Tables, artifact: Artifact, request: LogRequest, tree: Tree, metadata: bytes, decision: Decision
+) -> Sequence[Record] | None:
+    """The records this log needs on the state at hand; None when it needs none."""
+    request = destined(tables, request)
+    name = str(request.collection)
+    decision.collection = identifier_of(tables, name)
+    collection = home(tables, request.collection, artifact.type)
+    terms = terms_in_force(tables)
+    latest = _latest(tables, request, collection)
+    decision.number, decision.latest_before, decision.ignored = None, latest, ()
+    if request.run:
+        lineage.running(tables, request.run)
     unpin: list[Record] = []
     if request.pin is not None and tables.get(PIN, request.pin) is not None:
         unpin.append(Unpin(request.pin))

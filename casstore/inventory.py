@@ -16,7 +16,7 @@ from casstore.format.rows import length_of_row
 from casstore.gc.plan import footprint_of, garbage
 from casstore.gc.reclaim import listed_packs
 from casstore.model import CollectionRow, PackState, VersionState
-from casstore.names import LATEST
+from casstore.names import LATEST, check_limit
 from casstore.policy import load
 from casstore.state import CHUNK, alias_target
 from casstore.view import collections, packs, trashed, versions, with_links
@@ -138,6 +138,7 @@ def list_collections(
 
 def commits(engine: Engine, limit: int | None) -> list[CommitInfo]:
     """Commits, newest first."""
+    limit = check_limit(limit)
     head = engine.view.refresh().seq
     result: list[CommitInfo] = []
     for seq in range(head, 0, -1):

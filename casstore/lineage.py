@@ -145,7 +145,7 @@ def runs(engine: Engine, status: str | None = None, job_type: str | None = None)
     found = [
         (row.seq, run_record(run, row))
         for run, row in rows
-        if not row.deleted and status in {None, row.status} and job_type in {None, row.job_type}
+        if not row.deleted and status in (None, row.status) and job_type in (None, row.job_type)
     ]
     return [record for _, record in sorted(found, key=lambda item: (item[0], item[1].id))]
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from casstore.catalogue import (
     Found,
-    found_of,
+    found_at,
     place_of,
     protected_aliases,
     protection,
@@ -21,7 +21,7 @@ from casstore.names import LATEST, CollectionName, check_aliases
 from casstore.overlay import Tables
 from casstore.state import alias_target, aliases_of
 from casstore.trashing import users
-from casstore.view import collection_name, collection_named, links_of, version_at
+from casstore.view import collection_name, collection_named, identifier_of, links_of
 
 
 def link(engine: Engine, found: Found, target: CollectionName, aliases: Sequence[str]) -> Found:
@@ -32,17 +32,18 @@ def link(engine: Engine, found: Found, target: CollectionName, aliases: Sequence
     trash, `VersionNotFoundError`.
     """
     number = -1
+    home = 0
     wanted = tuple(alias for alias in check_aliases(aliases) if alias != LATEST)
 
     def build(tables: Tables) -> Sequence[Record]:
-        nonlocal number
+        nonlocal number, home
         live = still_there(tables, found)
         source = source_of(tables, live.version) or live
         collection = _home(tables, target, source)
+        home = identifier_of(tables, str(target))
         known = None
         if collection is not None:
-            rows = (row for row in links_of(tables, source.version) if row.collection == collection.id)
-            known = next(rows, None)
+            known = next(iter(links_of(tables, source.version, home=collection.id)), None)
         if collection is None or known is None:
             number = -1
             name = source.collection.name
@@ -60,11 +61,7 @@ def link(engine: Engine, found: Found, target: CollectionName, aliases: Sequence
     if number < 0:
         assert done is not None
         (number,) = done.numbers
-    with engine.view.read() as tables:
-        collection = collection_named(tables, str(target))
-        row = None if collection is None else version_at(tables, collection.id, number)
-        assert row is not None
-        return found_of(tables, row)
+    return found_at(engine, home, number)
 
 
 def _home(tables: Tables, target: CollectionName, source: Found) -> CollectionRow | None:

@@ -397,3 +397,18 @@ def ttl_seconds(ttl: object) -> int:
     if not timedelta(seconds=1) <= ttl <= MAX_TTL or ttl.microseconds:
         raise InvalidInputError(f"ttl={ttl} must be whole seconds, from one second to a hundred years")
     return ttl // timedelta(seconds=1)
+
+
+def check_texts(values: object, what: str, *, none: bool = False) -> tuple[str, ...]:
+    """Some texts. Raises `InvalidInputError`, also for one text, which is a list of letters to Python."""
+    found = tuple(values) if isinstance(values, Iterable) and not isinstance(values, str | bytes) else (None,)
+    if not all(isinstance(value, str) for value in found) or not (found or none):
+        raise InvalidInputError(f"{values!r:.200} is not a list of {what}", hint="such as ['ds:v0', 'ds:v1']")
+    return tuple(str(value) for value in found)
+
+
+def check_limit(limit: object) -> int | None:
+    """How many to show at most; None = all. Raises `InvalidInputError`."""
+    if limit is None or (isinstance(limit, int) and not isinstance(limit, bool) and limit >= 0):
+        return limit
+    raise InvalidInputError(f"limit={limit!r} is not a number of records", hint="a whole number, or None for all")

@@ -8,14 +8,17 @@ from contextlib import suppress
 from dataclasses import replace
 from datetime import datetime
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from casstore.backend.osops import OsOps
 from casstore.config import ChunkerParams, Runtime, Settings, StoreConfig, warn_of_unknown_variables
 from casstore.engine import Engine
-from casstore.errors import CasstoreError
+from casstore.errors import CasstoreError, InvalidInputError
 from casstore.model import Unpin
 from casstore.opening import create_store, open_store
+
+Authorize = Callable[[str, str, str], bool]
+"""actor, action, target → whether they may"""
 
 
 class OpenedStore:
@@ -43,6 +46,8 @@ class OpenedStore:
         read_only: bool = False,  # noqa: FBT001, FBT002
         clock: Callable[[], datetime] | None = None,
         *,
+        actor: str | None = None,
+        authorize: Authorize | None = None,
         runtime: Runtime | None = None,
         settings: Settings | None = None,
         ops: OsOps | None = None,
@@ -50,13 +55,16 @@ class OpenedStore:
     ) -> Self:
         """Open the store at a path, ``file://`` or ``memory://`` URL; with ``create``, make it if need be.
 
-        ``clock`` returns an aware UTC datetime and is the only time the store knows. ``rebuild_index``: make the view
+        ``clock`` returns an aware UTC datetime and is the only time the store knows. ``actor``: who acts, for the log.
+        ``authorize(actor, action, target)``: whether they may; all that would change the store asks first, and is
+        refused (`RefusedError`) if the answer is no (`casstore.authority` lists the actions); a pickled copy asks
+        nobody. The three are short for those fields of ``runtime``. ``rebuild_index``: make the view
         again, also when the log ends before what it shows, as one does that was restored from a copy. Raises
         `StoreNotFoundError`, `UnsupportedFormatError`, `IntegrityError`, `BackendError`. Warns (`UserWarning`) of
         ``CASSTORE_*`` variables it does not know.
         """
         warn_of_unknown_variables(stacklevel=2)
-        world, mine = _world(runtime, clock), settings or Settings()
+        world, mine = _world(runtime, clock, actor, authorize), settings or Settings()
         engine = open_store(url, world, mine, ops, create=create, read_only=read_only, rebuild=rebuild_index)
         return cls(os.fspath(url), read_only=read_only, runtime=world, settings=mine, ops=ops, engine=engine)
 
@@ -68,6 +76,8 @@ class OpenedStore:
         chunker: ChunkerParams | None = None,
         clock: Callable[[], datetime] | None = None,
         *,
+        actor: str | None = None,
+        authorize: Authorize | None = None,
         config: StoreConfig | None = None,
         runtime: Runtime | None = None,
         settings: Settings | None = None,
@@ -76,9 +86,9 @@ class OpenedStore:
         """Make a store where there is none. Raises `AlreadyExistsError`.
 
         ``digest``: ``blake3``, ``sha256``, or ``xxh3-128``, which is faster but safe only while every writer is
-        trusted: it gives no protection against contents made to collide.
+        trusted: it gives no protection against contents made to collide. ``actor``, ``authorize``: see `open`.
         """
-        world, mine = _world(runtime, clock), settings or Settings()
+        world, mine = _world(runtime, clock, actor, authorize), settings or Settings()
         chosen = config or StoreConfig(digest=digest, chunker=chunker or ChunkerParams())
         create_store(url, chosen, world, ops)
         return cls.open(url, runtime=world, settings=mine, ops=ops)
@@ -106,12 +116,12 @@ class OpenedStore:
         self.close()
 
     def __getstate__(self) -> dict[str, object]:
-        # Clocks and randomness are functions, which do not travel: the copy has the real ones.
-        return {**self.__dict__, "_core": None, "_runtime": None, "_ops": None}
+        # Clocks, randomness and hosts are functions, which do not travel: the copy has the real ones, and no host.
+        return {**self.__dict__, "_core": None, "_runtime": self._runtime.actor, "_ops": None}
 
-    def __setstate__(self, state: dict[str, object]) -> None:
+    def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        self._runtime = Runtime()
+        self._runtime = Runtime(actor=state["_runtime"])
 
     def __repr__(self) -> str:
         return f"<Store {self._url!r}{' read-only' if self._read_only else ''}>"
@@ -142,8 +152,21 @@ class OpenedStore:
                     engine.commit(lambda _, pin=pin: (Unpin(pin),), asked=True)  # type: ignore[misc]
 
 
-def _world(runtime: Runtime | None, clock: Callable[[], datetime] | None) -> Runtime:
+def _world(
+    runtime: Runtime | None,
+    clock: Callable[[], datetime] | None,
+    actor: str | None,
+    authorize: Authorize | None,
+) -> Runtime:
     world = runtime or Runtime()
+    if actor is not None:
+        world = replace(world, actor=actor)
+    if authorize is not None:
+        if not callable(authorize):
+            raise InvalidInputError(
+                f"authorize={authorize!r:.100} is no function", hint="def authorize(actor, action, target)"
+            )
+        world = replace(world, authorize=authorize)
     if clock is None:
         return world
     world = replace(world, clock=clock)

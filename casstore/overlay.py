@@ -7,7 +7,6 @@ import heapq
 from collections.abc import Iterator
 from typing import Protocol
 
-
 KEY_BYTES = 511
 """length of the longest key"""
 

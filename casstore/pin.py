@@ -19,7 +19,7 @@ from casstore.engine import Engine
 from casstore.errors import CasstoreError, ChunkMissingError, IntegrityError, InvalidInputError, NotFoundError
 from casstore.format.rows import decode_row
 from casstore.model import KEPT, ChunkKind, Pin, PinRow, Progress, Record, RenewPin, Unpin
-from casstore.names import check_description, parse_reference
+from casstore.names import check_description, check_texts, parse_reference
 from casstore.overlay import Tables
 from casstore.state import NODE, PIN, head_of
 from casstore.view import chunk_at, collections, with_root
@@ -102,10 +102,7 @@ def add(engine: Engine, what: str | Sequence[str], purpose: str, ttl: timedelta 
 
 
 def _wanted(what: str | Sequence[str]) -> list[str]:
-    wanted = [what] if isinstance(what, str) else list(what)
-    if not wanted or not all(isinstance(one, str) for one in wanted):
-        raise InvalidInputError(f"{what!r:.200} is no reference, digest, or list of them")
-    return wanted
+    return [what] if isinstance(what, str) else list(check_texts(what, "references or digests"))
 
 
 def _check_ttl(ttl: timedelta | None) -> None:

@@ -152,7 +152,7 @@ def _several(value: object) -> int:
 
 
 def _quota_trash(value: object) -> str:
-    if value not in {COUNTS, FREE}:
+    if value not in (COUNTS, FREE):
         raise InvalidInputError(f"quota_trash={value!r} is not valid", hint=f"{COUNTS} or {FREE}")
     return str(value)
 

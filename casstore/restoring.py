@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from casstore.catalogue import Found, found_of, in_trash, source_of, way_back
+from casstore.catalogue import Found, found_at, found_of, in_trash, source_of, way_back
 from casstore.engine import Engine
 from casstore.errors import IntegrityError, InvalidInputError, ParentDeletedError, TypeConflictError
 from casstore.expiry import revived, terms_in_force
@@ -15,7 +15,7 @@ from casstore.model import PutVersion, Record, Restore, VersionState
 from casstore.names import CollectionName
 from casstore.overlay import Tables
 from casstore.state import alias_target
-from casstore.view import collection_named, version_at
+from casstore.view import identifier_of
 
 
 def check_whole(engine: Engine, roots: Sequence[bytes], label: str, name: CollectionName, number: int | None) -> None:
@@ -54,7 +54,7 @@ def restore(engine: Engine, found: Found) -> tuple[Found, tuple[str, ...]]:
         )
 
     engine.commit(build)
-    return _now(engine, found.version.collection, found.version.number), lost
+    return found_at(engine, found.version.collection, found.version.number), lost
 
 
 def _check_parents(tables: Tables, found: Found) -> None:
@@ -83,8 +83,10 @@ def restore_as(engine: Engine, found: Found, target: CollectionName) -> Found:
     `RefusedError` as logging there does, `InvalidInputError` for a link.
     """
     check_whole(engine, (found.version.root,), found.label, found.name, found.version.number)
+    made = 0
 
     def build(tables: Tables) -> Sequence[Record]:
+        nonlocal made
         version = in_trash(tables, found)
         source = source_of(tables, version)
         if source is not None:
@@ -92,6 +94,7 @@ def restore_as(engine: Engine, found: Found, target: CollectionName) -> Found:
                 f"{found.label} is a link to {source.label}", hint=f"{way_back(source)} --name NAME"
             )
         collection = home(tables, target, version.type)
+        made = identifier_of(tables, str(target))
         return (
             PutVersion(
                 collection=str(target),
@@ -118,15 +121,4 @@ def restore_as(engine: Engine, found: Found, target: CollectionName) -> Found:
     done = engine.commit(build)
     assert done is not None
     (number,) = done.numbers
-    with engine.view.read() as tables:
-        made = collection_named(tables, str(target))
-    assert made is not None
-    return _now(engine, made.id, number)
-
-
-def _now(engine: Engine, collection: int, number: int) -> Found:
-    """A version, whatever became of it."""
-    with engine.view.read() as tables:
-        row = version_at(tables, collection, number)
-        assert row is not None
-        return found_of(tables, row)
+    return found_at(engine, made, number)

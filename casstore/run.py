@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from types import TracebackType
-from typing import BinaryIO, Self
+from typing import TYPE_CHECKING, BinaryIO, Self
 
 from casstore import catalogue, lineage, pin
 from casstore.artifact import Artifact
@@ -32,6 +33,9 @@ from casstore.overlay import Tables
 from casstore.state import ACTIVE, ENDED, RUNNING, USE, use_key
 from casstore.version import Version
 from casstore.view import collection_name
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer as WritableBuffer
 
 FINISHED, FAILED = "finished", "failed"
 DELETED = "deleted"
@@ -358,6 +362,38 @@ def _home(tables: Tables, found: Found) -> str:
     return collection_name(tables, found.collection.id)
 
 
+class _UseFile(io.BufferedReader):
+    """A file of a version that can be read until the use is cancelled. Each call asks, not only each buffer."""
+
+    def __init__(self, file: BinaryIO, check: Callable[[], None]) -> None:
+        super().__init__(file)  # type: ignore[arg-type]  # any file will do
+        self._check = check
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self._check()
+        return super().read(size)
+
+    def read1(self, size: int = -1, /) -> bytes:
+        self._check()
+        return super().read1(size)
+
+    def readinto(self, buffer: WritableBuffer, /) -> int:
+        self._check()
+        return super().readinto(buffer)
+
+    def readinto1(self, buffer: WritableBuffer, /) -> int:
+        self._check()
+        return super().readinto1(buffer)
+
+    def readline(self, size: int | None = -1, /) -> bytes:
+        self._check()
+        return super().readline(size)
+
+    def peek(self, size: int = 0, /) -> bytes:
+        self._check()
+        return super().peek(size)
+
+
 class _UseReader(EntryReader):
     """Reads entries of a version for as long as its use is not cancelled."""
 
@@ -373,7 +409,7 @@ class _UseReader(EntryReader):
     def open(self, entry: Entry) -> BinaryIO:
         """See `BlobReader.open`."""
         self._check()
-        return super().open(entry)
+        return _UseFile(super().open(entry), self._check)
 
     def download(self, entry: Entry, root: str | None) -> str:
         """See `BlobReader.download`."""
@@ -396,6 +432,8 @@ class Use(Version):
         self._seq = seq
         self._own_run = own_run
         self._ended = False
+        self._good_at = -1
+        """a position of the log at which it was not cancelled; readers ask often"""
 
     def __repr__(self) -> str:
         return f"<Use of {self.qualified_name} by {self._run}>"
@@ -415,11 +453,15 @@ class Use(Version):
         """Whether the version was sent to the trash while it was used; looked up at the head of the log."""
         if self._ended:
             return False
-        self._engine.view.refresh()
+        head = self._engine.view.refresh().seq
+        if head == self._good_at:
+            return False
         with self._engine.view.read() as tables:
             row = _row(tables, self._run, self._found)
         # Another position: it is used again since. As this use was not ended here, it was cancelled before that.
-        return row is not None and (row.state not in {ACTIVE, ENDED} or row.seq != self._seq)
+        gone = row is not None and (row.state not in {ACTIVE, ENDED} or row.seq != self._seq)
+        self._good_at = self._good_at if gone else head
+        return gone
 
     def check(self) -> None:
         """Raise `UseCancelledError` if the use was cancelled."""

@@ -11,7 +11,7 @@ from typing import NoReturn
 
 from casstore.errors import InvalidInputError
 from casstore.model import CollectionRow, VersionRow
-from casstore.names import CollectionName, check_alias, check_tags, check_type
+from casstore.names import CollectionName, check_alias, check_name, check_tags, check_type
 
 _SPAN = re.compile(r"v(0|[1-9][0-9]{0,17})(?:\.\.v(0|[1-9][0-9]{0,17}))?")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
@@ -53,8 +53,8 @@ class Where:
             check_type(self.type)
         if self.collection is not None:
             CollectionName.parse(self.collection)
-        if self.run is not None and (not isinstance(self.run, str) or not self.run):
-            raise InvalidInputError(f"run={self.run!r} is not the id of a run")
+        if self.run is not None:
+            check_name(self.run, "run id")
         if self.older_than is not None and (
             not isinstance(self.older_than, timedelta) or self.older_than < timedelta()
         ):

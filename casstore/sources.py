@@ -285,8 +285,8 @@ class Globs:
 
     def __init__(self, include: Iterable[str], exclude: Iterable[str]) -> None:
         for patterns in (include, exclude):
-            if isinstance(patterns, str):
-                raise InvalidInputError("include and exclude are lists of globs, not one string")
+            if isinstance(patterns, str) or not isinstance(patterns, Iterable):
+                raise InvalidInputError(f"include and exclude are lists of globs, not {patterns!r:.200}")
         self._include = [_compile(pattern) for pattern in include]
         self._exclude = [_compile(pattern) for pattern in exclude]
 
@@ -306,7 +306,7 @@ def _compile(pattern: str) -> _Match:
     if not isinstance(pattern, str):
         raise InvalidInputError(f"{pattern!r:.200} is not a glob", hint="such as *.txt, or img/*.png")
     pattern = pattern.rstrip("/")
-    return _Match(glob_regex(pattern), whole="/" in pattern.removeprefix("**/"))
+    return _Match(glob_regex(pattern), whole="/" in pattern)
 
 
 def glob_regex(pattern: str) -> re.Pattern[str]:

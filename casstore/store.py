@@ -16,20 +16,22 @@ from casstore import (
     copying,
     deletion,
     inventory,
-    pin,
     policy,
     quota,
 )
 from casstore.ageing import ExpireReport, RetentionReport, TtlChange
-from casstore.artifact import Artifact, draft_base, foreign_path
+from casstore.artifact import Artifact, draft_base
 from casstore.authority import ask
 from casstore.bundle import BundleFile, ExportReport, ImportReport, ImportRequest
+from casstore.catalogue import Found
 from casstore.checkout import CheckoutReport, Confirm, accept
 from casstore.collection import Collection, create, list_versions, state_from
 from casstore.comparing import Diff
 from casstore.deletion import BulkDeletion, Plan
 from casstore.distributed import DistributedStore
+from casstore.engine import Engine
 from casstore.errors import InvalidInputError
+from casstore.identity import found_in
 from casstore.ingest import LogRequest, ingest
 from casstore.inventory import CollectionInfo, CommitInfo
 from casstore.model import INHERIT, KEPT, AliasChange, Inherit, Progress, VersionState, no_progress
@@ -40,6 +42,7 @@ from casstore.names import (
     check_aliases,
     check_description,
     check_tags,
+    check_texts,
     parse_reference,
     ttl_seconds,
 )
@@ -98,17 +101,8 @@ class Store(StoreTracking, DistributedStore):
         if dedup not in DEDUP:
             raise InvalidInputError(f"dedup={dedup!r} is not valid", hint=", ".join(DEDUP))
         engine = self._engine
-        self._release_abandoned()
-        draft, home = draft_base(artifact)
-        if draft is not None and draft.pin is not None:
-            pin.renew_draft(engine, draft.pin)
-        name = CollectionName.parse(artifact.name, home if project is None else project)
-        foreign = foreign_path(artifact, engine.config.store_id)
-        if foreign is not None:
-            raise InvalidInputError(
-                f"{foreign!r} is in another store, so its content cannot be shared",
-                hint="download it and add the files",
-            )
+        name = self._home_of(artifact, project)
+        draft, _ = draft_base(artifact)
         number = policy.base_number(draft, base, name, strict=if_base_latest)
         if base is not None:  # it may be gone, but there must have been one
             catalogue.lookup(engine, f"{name}:v{number}", expired=True, states=tuple(VersionState))
@@ -117,11 +111,11 @@ class Store(StoreTracking, DistributedStore):
         request = LogRequest(
             collection=name,
             aliases=tuple(alias for alias in check_aliases(aliases) if alias != LATEST),
-            move_latest=move_latest,
+            move_latest=bool(move_latest),
             tags=check_tags(tags),
             ttl=seconds,
             dedup=dedup,
-            base=draft.name if draft is not None and base is None else _label(name, number),
+            base=_label(name, number),
             strict_base=number if if_base_latest else None,
             update=update,
             actor=self._runtime.actor,
@@ -129,6 +123,8 @@ class Store(StoreTracking, DistributedStore):
             admit=quota.admit,
             run=self._run_id(run),
             attrs=canonical_host_attrs(attrs),
+            drafted=draft.place if draft is not None and base is None else None,
+            follow=draft is not None and project is None,
         )
         ask(self._runtime, [("log", name.short)])
         result = ingest(engine, artifact, request, progress)
@@ -136,7 +132,7 @@ class Store(StoreTracking, DistributedStore):
         return Version(
             engine,
             # It may be in the trash by now, or purged: logged it was all the same.
-            catalogue.lookup(engine, f"{name}:v{result.number}", expired=True, states=tuple(VersionState)),
+            catalogue.found_at(engine, result.collection, result.number),
             created=result.created,
             latest_before=None if result.latest_before is None else f"v{result.latest_before}",
             ignored=result.ignored,
@@ -216,9 +212,9 @@ class Store(StoreTracking, DistributedStore):
         reference = parse_reference(collection)
         return catalogue.history(self._engine, reference.collection, alias or reference.selector)
 
-    def diff(self, a: str, b: str) -> Diff:
-        """What changed from one version to another. O(difference)."""
-        return comparing.compare(self._engine, catalogue.lookup(self._engine, a), catalogue.lookup(self._engine, b))
+    def diff(self, a: str | Version, b: str | Version) -> Diff:
+        """What changed from one version to another, by reference or as objects of this store. O(difference)."""
+        return comparing.compare(self._engine, _shown(self._engine, a), _shown(self._engine, b))
 
     def log(self, *, limit: int | None = None) -> list[CommitInfo]:
         """Commits, newest first."""
@@ -304,9 +300,7 @@ class Store(StoreTracking, DistributedStore):
         protected or have aliases, links or uses in the way raise `ProtectedError`, `AliasGuardError`,
         `LinkGuardError`, `InUseError`; others are skipped. Links that are named are unlinked.
         """
-        if isinstance(which, str):
-            raise InvalidInputError("plan_delete needs a list of references, or a predicate", hint="[ref]")
-        where, refs = (which, ()) if isinstance(which, Where) else (None, tuple(which))
+        where, refs = (which, ()) if isinstance(which, Where) else (None, check_texts(which, "references"))
         request = deletion.request_for(
             self._engine,
             where,
@@ -371,7 +365,7 @@ class Store(StoreTracking, DistributedStore):
         request = LogRequest(
             collection=CollectionName.parse(dest),
             aliases=tuple(alias for alias in check_aliases(aliases) if alias != LATEST),
-            move_latest=move_latest,
+            move_latest=bool(move_latest),
             tags=() if tags is None else check_tags(tags),
             ttl=seconds,
             dedup=dedup,
@@ -383,10 +377,9 @@ class Store(StoreTracking, DistributedStore):
         )
         ask(self._runtime, [("log", request.collection.short)])
         result = copying.copy(engine, parse_reference(source.qualified_name), request, keep_tags=tags is None)
-        made = f"{request.collection}:v{result.number}"
         return Version(
             engine,
-            catalogue.lookup(engine, made, expired=True, states=tuple(VersionState)),
+            catalogue.found_at(engine, result.collection, result.number),
             created=result.created,
             latest_before=None if result.latest_before is None else f"v{result.latest_before}",
             ignored=result.ignored,
@@ -518,6 +511,16 @@ class Store(StoreTracking, DistributedStore):
     def to_dict(self) -> Mapping[str, object]:
         """Place, configuration and policy as JSON values."""
         return {"url": self._url, "config": asdict(self.config), "policy": self.policy.to_dict()}
+
+
+def _shown(engine: Engine, what: str | Version) -> Found:
+    """The version that is meant, if readers see it."""
+    if not isinstance(what, Version):
+        return catalogue.lookup(engine, what)
+    found = found_in(engine, what)
+    engine.view.refresh()
+    with engine.view.read() as tables:
+        return catalogue.still_there(tables, found)
 
 
 def _label(name: CollectionName, number: int | None) -> str:

@@ -47,7 +47,7 @@ class Allowed:
         """From what callers say. Raises `InvalidInputError`."""
         if if_in_use not in IF_IN_USE:
             raise InvalidInputError(f"if_in_use={if_in_use!r} is not valid", hint=" or ".join(IF_IN_USE))
-        return cls(aliases, links, if_in_use == "refuse")
+        return cls(bool(aliases), bool(links), if_in_use == "refuse")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +114,8 @@ class Trashed:
     """What moving a version to the trash did: the links that went with it, the runs whose uses ended by it."""
 
     already: bool
+    at: int
+    purge_at: int
     links: tuple[str, ...] = ()
     cancelled: tuple[str, ...] = ()
 
@@ -123,7 +125,7 @@ def move_to_trash(engine: Engine, found: Found, allowed: Allowed, *, reason: str
 
     Raises `ProtectedError`, `AliasGuardError`, `LinkGuardError`, `InUseError`, `VersionNotFoundError`.
     """
-    done = Trashed(already=False)
+    done = Trashed(already=False, at=0, purge_at=0)
 
     def build(tables: Tables) -> Sequence[Record]:
         nonlocal done
@@ -131,7 +133,7 @@ def move_to_trash(engine: Engine, found: Found, allowed: Allowed, *, reason: str
         assert version is not None
         now = found_of(tables, version)
         if version.state is VersionState.TRASHED:
-            done = Trashed(already=True)
+            done = Trashed(already=True, at=version.trashed, purge_at=version.purge_at)
             return ()
         if version.state is VersionState.PURGED:
             raise wrong_state(now)
@@ -141,9 +143,10 @@ def move_to_trash(engine: Engine, found: Found, allowed: Allowed, *, reason: str
             raise why.refusal(now)
         rows = links_of(tables, version)
         labels = tuple(found_of(tables, row).label for row in rows)
-        done = Trashed(already=False, links=labels, cancelled=users(tables, (version, *rows)))
+        at, purge_at = engine.runtime.now(), policy.purge_time(tables)
+        done = Trashed(already=False, at=at, purge_at=purge_at, links=labels, cancelled=users(tables, (version, *rows)))
         aliases = tuple(a for a in held if a != LATEST)
-        return (trash_record(now, policy.purge_time(tables), aliases, allowed, reason, actor),)
+        return (trash_record(now, purge_at, aliases, allowed, reason, actor),)
 
     engine.commit(build)
     return done

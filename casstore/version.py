@@ -32,10 +32,12 @@ from casstore.names import (
     check_description,
     check_path,
     check_tags,
+    check_texts,
     check_timeout,
     is_text,
 )
 from casstore.overlay import Tables
+from casstore.sources import source_path
 from casstore.trashing import Allowed, move_to_trash
 from casstore.view import with_links
 
@@ -217,9 +219,7 @@ class Version(VersionFacts):
         if prefix is not None and not isinstance(prefix, str):
             raise InvalidInputError(f"prefix={prefix!r} is not a path")
         if names is not None:
-            names = names if isinstance(names, str) else tuple(names)
-            if isinstance(names, str) or not all(isinstance(name, str) for name in names):
-                raise InvalidInputError(f"names={names!r:.200} is not a list of paths")
+            names = check_texts(names, "paths", none=True)
         if start:
             check_path(start)
         elif start is not None and start != "":
@@ -345,7 +345,7 @@ class Version(VersionFacts):
         if self.file_count != 1:
             raise InvalidInputError(f"{self.ref} has {self.file_count} files, not 1", hint="use download()")
         (entry,) = self.files()
-        return entry.download(None if root is None else os.fspath(root))
+        return entry.download(None if root is None else source_path(root))
 
     def verify(
         self,
@@ -384,6 +384,7 @@ class Version(VersionFacts):
             holder = pin.holder(engine.runtime)
 
             def build(tables: Tables) -> tuple[Pin, ...]:
+                catalogue.still_there(tables, self._found)
                 return (Pin(key, holder, f"draft of {self.ref}", roots, pin.expiry(tables, pin.DRAFT)),)
 
             engine.commit(build, asked=True)
@@ -433,8 +434,8 @@ class Version(VersionFacts):
         version = self._found.version
         return Deletion(
             self.ref,
-            from_micros(version.trashed),
-            catalogue.wall_time(engine, version.purge_at),
+            from_micros(version.trashed or done.at),  # somebody may have restored it already
+            catalogue.wall_time(engine, version.purge_at or done.purge_at),
             exclusive,
             total - exclusive,
             already_in_trash=done.already,
@@ -486,6 +487,11 @@ class Version(VersionFacts):
     def source_artifact(self) -> Version:
         """What this is a link to; itself if it is none."""
         return self if self._source is None else Version(self._engine, self._source)
+
+    @property
+    def source(self) -> Version:
+        """`source_artifact`, by a shorter name."""
+        return self.source_artifact
 
     @property
     def linked_artifacts(self) -> list[Version]:

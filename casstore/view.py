@@ -446,6 +446,12 @@ def collection_named(tables: Tables, name: str) -> CollectionRow | None:
     return None if row is None else decode_row(row, CollectionRow)
 
 
+def identifier_of(tables: Tables, name: str) -> int:
+    """The id of the collection of a full name; if there is none, the one it will have if it is the next to be made."""
+    row = collection_named(tables, name)
+    return head_of(tables).collections + 1 if row is None else row.id
+
+
 def collections(tables: Tables, prefix: str = "") -> Iterator[CollectionRow]:
     """Collections in name order."""
     for _, row in tables.scan(COLLECTION, prefix=prefix.encode()):
@@ -478,10 +484,16 @@ def versions(
 
 
 def links_of(
-    tables: Tables, version: VersionRow, states: Sequence[VersionState] = (VersionState.COMMITTED,)
+    tables: Tables,
+    version: VersionRow,
+    states: Sequence[VersionState] = (VersionState.COMMITTED,),
+    home: int | None = None,
 ) -> list[VersionRow]:
-    """The links to a version that are in some states, by collection and number; none for a link."""
-    rows = (version_at(tables, *place) for place in links_to(tables, version.collection, version.number))
+    """The links to a version that are in some states, by collection and number; with ``home`` those in a collection.
+
+    None for a link. Time: O(links), O(links in the collection) with one.
+    """
+    rows = (version_at(tables, *place) for place in links_to(tables, version.collection, version.number, home))
     return [row for row in rows if row is not None and row.state in states]
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
+from itertools import islice
 
 from casstore.artifact import Artifact
 from casstore.batch.looking import check_open, check_type, find_batch, pin_of, version_of
@@ -31,7 +33,7 @@ from casstore.policy import in_force
 from casstore.reading import Session
 from casstore.state import FINISHED
 from casstore.tree import Tree, write_entries
-from casstore.view import collection_name, parts_of
+from casstore.view import parts_of
 from casstore.writer import ROUNDS, Writer
 
 Parts = Mapping[str, PartRow]
@@ -62,7 +64,7 @@ class _Done(CasstoreError):
 
 def finish(
     engine: Engine, artifact: Artifact | None, request: FinishRequest, progress: Progress = no_progress
-) -> tuple[CollectionName, LogResult]:
+) -> LogResult:
     """Make the parts of a batch, and the files of an artifact, one version, in one commit. Durable on return.
 
     Asked for the same again, the version that it is. Raises `ConflictError` while parts are missing, `LeaseLostError`,
@@ -115,6 +117,24 @@ def _gather(tables: Tables, request: FinishRequest, artifact: Artifact | None) -
     return batch, parts
 
 
+_COUNTED = re.compile(r"(|.*\D)(0|[1-9][0-9]{0,8})")
+SHOWN = 20
+"""names of missing parts in a message"""
+
+
+def _counted(parts: Parts, expected: int) -> str:
+    """Which parts must be missing if those here are some of ``p0``, ``p1``, …; empty if they are not."""
+    found = [_COUNTED.fullmatch(name) for name in parts]
+    numbers = {int(match[2]) for match in found if match is not None}
+    prefixes = {None if match is None else match[1] for match in found}
+    if len(prefixes) != 1 or None in prefixes or max(numbers) >= expected:
+        return ""
+    (prefix,) = prefixes
+    absent = (n for n in range(expected) if n not in numbers)
+    names = ", ".join(repr(f"{prefix}{n}") for n in islice(absent, SHOWN))
+    return f"; counted from 0, {names}{', …' if expected - len(numbers) > SHOWN else ''} would be missing"
+
+
 def _check_expected(request: FinishRequest, parts: Parts) -> None:
     expected = request.expected
     if expected is None:
@@ -123,6 +143,7 @@ def _check_expected(request: FinishRequest, parts: Parts) -> None:
     if isinstance(expected, int):
         missing = expected - len(parts)
         if missing > 0:
+            here += _counted(parts, expected)
             raise ConflictError(
                 f"{missing} of {expected} parts of batch {request.batch!r} are missing; {here}",
                 hint="finish again when the writers are done",
@@ -162,7 +183,7 @@ class _Finish:
         self.name = CollectionName("", "", "")
         self.parts: Parts = {}
 
-    def run(self) -> tuple[CollectionName, LogResult]:
+    def run(self) -> LogResult:
         """Merge, and commit. Raises `PartsChangedError` if the parts are others by then."""
         self.writer = writer = Writer(self.engine)
         try:
@@ -183,7 +204,8 @@ class _Finish:
         decision = self.decision
         number = done.numbers[0] if decision.number is None else decision.number
         created = decision.number is None
-        result = LogResult(
+        return LogResult(
+            decision.collection,
             number,
             created,
             self.tree.root,
@@ -192,7 +214,6 @@ class _Finish:
             decision.latest_before,
             decision.ignored,
         )
-        return self.name, result
 
     def _read(self) -> Session | None:
         """Read the finisher's own files. Their tree is not stored: it is not that of the version."""
@@ -286,16 +307,15 @@ class _Finish:
             log.admit(tables, self.writer.pending_bytes)
         return records
 
-    def _again(self, batch: BatchRow) -> tuple[CollectionName, LogResult]:
+    def _again(self, batch: BatchRow) -> LogResult:
         """What it became, if that is what was asked for again."""
         with self.engine.foresee(lambda _: ()) as tables:
             version = version_of(tables, batch)
-            name = CollectionName.parse(collection_name(tables, batch.collection))
         if batch.asked != self._asked():
             raise ArtifactFinalizedError(
                 f"batch {batch.batch!r} was finished otherwise: it is {version}", hint=f"casstore show {version}"
             )
-        return name, LogResult(batch.number, False, b"")
+        return LogResult(batch.collection, batch.number, False, b"")
 
 
 def check_expected(expected: object, check: Callable[[object], str]) -> int | tuple[str, ...] | None:

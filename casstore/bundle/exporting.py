@@ -15,7 +15,7 @@ from casstore.bundle.target import Output, writing
 from casstore.catalogue import Found, find, source_of
 from casstore.contents import naming
 from casstore.engine import Engine
-from casstore.errors import InvalidInputError, LimitError
+from casstore.errors import LimitError
 from casstore.expiry import terms_now
 from casstore.format.bundles import (
     LARGEST_FRAME,
@@ -32,7 +32,7 @@ from casstore.format.bundles import (
 )
 from casstore.format.nodes import Node, decode_node
 from casstore.model import Progress, no_progress
-from casstore.names import LATEST, parse_reference
+from casstore.names import LATEST, check_texts, parse_reference
 from casstore.overlay import Tables
 from casstore.pack import Frame, encode_frame
 from casstore.state import aliases_of
@@ -129,9 +129,7 @@ def export(
 
 def _wanted(engine: Engine, refs: str | Sequence[str]) -> list[tuple[Found, Labels]]:
     """The versions some references mean, as readers see them on one state; by collection and number, each once."""
-    texts = [refs] if isinstance(refs, str) else list(refs)
-    if not texts:
-        raise InvalidInputError("there is nothing to export", hint="name at least one version")
+    texts = (refs,) if isinstance(refs, str) else check_texts(refs, "references to export")
     parsed = [parse_reference(text) for text in texts]
     engine.view.refresh()
     with engine.view.read() as tables:

@@ -72,13 +72,21 @@ def remove_where(
 
 
 def remove_collection(
-    session: Session, name: str, confirm: str | None, allowed: Allowances, *, dry_run: bool, reason: str
+    session: Session,
+    name: str,
+    confirm: str | None,
+    allowed: Allowances,
+    *,
+    permanent: bool,
+    dry_run: bool,
+    reason: str,
 ) -> None:
     """``rm --collection``: as one unit; the name is asked for."""
     with session.store() as store:
         collection = store.collection(name)
         if not dry_run and confirm is None:
-            question = f"Type {collection.name} to move it to the trash with all its versions:"
+            fate = "purge it for good" if permanent else "move it to the trash"
+            question = f"Type {collection.name} to {fate} with all its versions:"
             session.ask(question, (collection.name,), f"--confirm {collection.name}")
             confirm = collection.name
         done = collection.delete(
@@ -87,6 +95,7 @@ def remove_collection(
             confirm,
             delete_links=allowed.delete_links,
             if_in_use=allowed.if_in_use,
+            permanent=permanent,
             dry_run=dry_run,
         )
         session.data(

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 @click.argument("refs", metavar="[REF...]", nargs=-1)
 @click.option("--where", metavar="EXPR", help="All versions that match; REF is a collection then, or left out.")
 @click.option("--collection", metavar="NAME", help="A whole collection, as one unit.")
+@click.option("--permanent", is_flag=True, help="Of a collection: purge it at once, instead of when its days are over.")
 @click.option("--delete-aliases", is_flag=True, help="Also versions that have aliases other than latest.")
 @click.option("--delete-links", is_flag=True, help="Also versions that are linked; their links are hidden with them.")
 @click.option(
@@ -43,7 +44,11 @@ if TYPE_CHECKING:
 )
 @click.option("--dry-run", is_flag=True, help="Say what would be moved to the trash, and change nothing.")
 @click.option("--yes", is_flag=True, help="Do not ask.")
-@click.option("--confirm", metavar="NAME", help="The name of the collection, once more; its aliases may go then.")
+@click.option(
+    "--confirm",
+    metavar="NAME[:vN]",
+    help="The name of the collection, once more; its aliases may go then. Or of the one version, instead of --yes.",
+)
 @click.option("--reason", metavar="TEXT", default="", help="Why, for the record.")
 @click.pass_obj
 def rm(
@@ -53,6 +58,7 @@ def rm(
     refs: tuple[str, ...],
     where: str | None,
     collection: str | None,
+    permanent: bool,
     delete_aliases: bool,
     delete_links: bool,
     if_in_use: str,
@@ -66,14 +72,16 @@ def rm(
 
     if (where is not None) + (collection is not None) + bool(refs and where is None) != 1:
         raise InvalidInputError("say what: REF..., or --where EXPR [COLLECTION], or --collection NAME")
-    if confirm is not None and collection is None:
-        raise InvalidInputError("--confirm goes with --collection", hint="--yes")
+    if confirm is not None and collection is None and (where is not None or len(refs) != 1):
+        raise InvalidInputError("--confirm goes with --collection, or one REF", hint="--yes")
+    if permanent and collection is None:
+        raise InvalidInputError("--permanent goes with --collection", hint="casstore rm, then casstore trash purge")
     allowed = Allowances(delete_aliases, delete_links, if_in_use)
     if where is not None:
         remove_where(session, where, refs, allowed, dry_run=dry_run, yes=yes, reason=reason)
         return
     if collection is not None:
-        remove_collection(session, collection, confirm, allowed, dry_run=dry_run, reason=reason)
+        remove_collection(session, collection, confirm, allowed, permanent=permanent, dry_run=dry_run, reason=reason)
         return
     with session.store() as store:
         # References are resolved before the first change: `latest` moves when a version goes.
@@ -81,7 +89,10 @@ def rm(
         if dry_run:
             _foretell(session, chosen, allowed)
             return
-        if not yes:
+        if confirm is not None and confirm not in {chosen[0].ref, chosen[0].qualified_name}:
+            hint = f"--confirm {chosen[0].ref}"
+            raise ConfirmationRequired(f"{confirm!r} is not {chosen[0].ref!r}; nothing was changed", hint=hint)
+        if not yes and confirm is None:
             names = ", ".join(version.ref for version in chosen)
             session.ask(f"Move {names} to the trash? [y/N]", ("y", "Y", "yes"), "--yes")
         _trash(session, store, chosen, reason, allowed)

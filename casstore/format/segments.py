@@ -14,7 +14,7 @@ from typing import Any
 import msgspec
 
 from casstore.digest import seal
-from casstore.errors import FormatError, UnsupportedFormatError
+from casstore.errors import FormatError, InvalidInputError, UnsupportedFormatError
 from casstore.format.guard import guard, is_sound, unguard
 from casstore.format.packs import is_consistent
 from casstore.model import (
@@ -179,7 +179,17 @@ def _encode_record(record: Record, table: dict[bytes, int]) -> list[object]:
         if values[-1] != default:
             break
         values.pop()
-    return [_TAGS[type(record)], *values]
+    shape = [_TAGS[type(record)], *values]
+    _check_readable(shape, record)
+    return shape
+
+
+def _check_readable(shape: list[object], record: Record) -> None:
+    """Raise `InvalidInputError` for a value of a type that nobody could read back: such a segment ends the log."""
+    try:
+        _decode_record(msgspec.msgpack.decode(msgspec.msgpack.encode(shape)), [])
+    except (msgspec.MsgspecError, ValueError, TypeError, OverflowError, RecursionError) as error:
+        raise InvalidInputError(f"the log cannot hold this {type(record).__name__}: {error}") from None
 
 
 def _ref(digest: bytes, table: dict[bytes, int]) -> Ref:

@@ -77,7 +77,7 @@ def _sound(item: object) -> Resolved:
 
 def check_access(access: Access) -> None:
     """Raise `InvalidInputError` for a limit that is none."""
-    if access.on_private_address not in {ALLOW, ERROR}:
+    if access.on_private_address not in (ALLOW, ERROR):
         raise InvalidInputError(
             f"on_private_address={access.on_private_address!r} is not valid", hint=f"{ALLOW} or {ERROR}"
         )

@@ -211,9 +211,9 @@ class CatalogueRules(LineageRules):
         if record.refuse_in_use and any(use.state == ACTIVE for use in uses):
             raise Void(f"{record.collection}:v{version.number} is in use")
 
-    def _links(self, version: VersionRow, state: VersionState) -> Iterator[VersionRow]:
-        """Links to a version that are in a state."""
-        for place in links_to(self.tables, version.collection, version.number):
+    def _links(self, version: VersionRow, state: VersionState, home: int | None = None) -> Iterator[VersionRow]:
+        """Links to a version that are in a state; with ``home`` those in a collection."""
+        for place in links_to(self.tables, version.collection, version.number, home):
             row = self.tables.get(VERSION, version_key(*place))
             assert row is not None
             link = decode_row(row, VersionRow)
@@ -497,7 +497,7 @@ class CatalogueRules(LineageRules):
         collection = self._collection_for(record.collection, source.type)
         if collection.id == source.collection:
             raise Void(f"{record.source}:v{record.number} is in {record.collection} already")
-        if any(link.collection == collection.id for link in self._links(source, VersionState.COMMITTED)):
+        if any(self._links(source, VersionState.COMMITTED, collection.id)):
             raise Void(f"{record.collection} has a link to {record.source}:v{record.number}")
         number = self._number(replace(collection, portfolio=True) if new else collection)
         self._hold_root(source.root)

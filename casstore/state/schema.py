@@ -172,9 +172,9 @@ def part_key(collection: str, batch: str, part: str) -> bytes:
     return batch_key(collection, batch) + seal(part.encode())[:16]
 
 
-def links_to(tables: Tables, collection: int, number: int) -> list[tuple[int, int]]:
-    """The links to a version, purged ones included, as (collection, number)."""
-    prefix = version_key(collection, number)
+def links_to(tables: Tables, collection: int, number: int, home: int | None = None) -> list[tuple[int, int]]:
+    """The links to a version, purged ones included, as (collection, number); with ``home`` those in a collection."""
+    prefix = version_key(collection, number) + (b"" if home is None else u64(home))
     found = (key[16:] for key, _ in tables.scan(LINK, prefix=prefix))
     return [(int.from_bytes(key[:8], "big"), int.from_bytes(key[8:], "big")) for key in found]
 

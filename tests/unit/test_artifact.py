@@ -164,6 +164,8 @@ def test_where_a_local_file_was_added(files: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.chdir(files)
     assert draft.get_added_local_path_name("a.txt") == "data/a.txt"
     assert draft.get_added_local_path_name("c.txt") is None
+    with pytest.raises(InvalidInputError):
+        draft.get_added_local_path_name(5)  # type: ignore[arg-type]
 
 
 # --- A6, A7: add_file
@@ -536,8 +538,9 @@ def test_new_file_modes(place: Path) -> None:
         assert caught.value.exit_code == 2
     with pytest.raises(PathConflictError), draft.new_file("a") as file:
         pytest.fail(f"mode x opened {file}, and would have taken the same content for no change")
-    with pytest.raises(InvalidInputError), draft.new_file("b", encoding="klingon"):
-        pass
+    for encoding in ("klingon", "hex", "utf-8\0", 5):
+        with pytest.raises(InvalidInputError), draft.new_file("b", encoding=encoding):  # type: ignore[arg-type]
+            pass
     with pytest.raises(InvalidInputError), draft.new_file("b", "wb", encoding="utf-8"):
         pass
     with pytest.raises(PathConflictError), draft.new_file("a/b"):
@@ -635,8 +638,9 @@ def test_add_dir_globs(files: Path) -> None:
     assert paths(draft) == ["sub/b.txt"]
     with pytest.raises(InvalidInputError):
         draft.add_dir(files, exclude="*.txt")
-    with pytest.raises(InvalidInputError):
-        draft.add_dir(files, include=[b"*.txt"])  # type: ignore[list-item]
+    for wrong in ([b"*.txt"], 5, b"*"):
+        with pytest.raises(InvalidInputError):
+            draft.add_dir(files, include=wrong)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

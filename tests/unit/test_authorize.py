@@ -6,6 +6,7 @@ for where user code may run; and a store without a host asks nobody.
 
 from __future__ import annotations
 
+import pickle
 import threading
 from collections.abc import Callable, Iterator
 from dataclasses import fields, replace
@@ -15,7 +16,7 @@ from typing import get_args
 
 import pytest
 
-from casstore import Artifact, Entry, RefusedError, Runtime, Store, Version, Where
+from casstore import Artifact, Entry, InvalidInputError, RefusedError, Runtime, Store, Version, Where
 from casstore.authority import questions
 from casstore.backend.memory import forget_memory
 from casstore.model import Protect, Record
@@ -291,6 +292,29 @@ def test_nobody_is_asked_without_a_host(plain: Store, monkeypatch: pytest.Monkey
     monkeypatch.setattr("casstore.authority.questions", never)
     log(plain, b"1")
     plain.delete("ds:v0")
+
+
+def test_host_and_actor_may_be_given_to_open_and_to_create(host: Host, tmp_path: Path) -> None:
+    """Short for the fields of a runtime; what else is in that stays."""
+    host.refused = {"set-ttl"}
+    now = datetime(2030, 1, 1, tzinfo=UTC)
+    with Store.create(tmp_path / "made", actor="eve", authorize=host) as made:
+        assert log(made, b"1").actor == "eve"
+    runtime = Runtime(clock=lambda: now, actor="ann")
+    with Store.open(tmp_path / "made", actor="eve", authorize=host, runtime=runtime) as opened:
+        version = log(opened, b"2")
+        assert (version.actor, version.created_at) == ("eve", now)
+        head, files = opened.head, files_in(tmp_path)
+        with pytest.raises(RefusedError, match="eve may not set-ttl ds:v1"):
+            version.set_ttl(DAY)
+        assert (opened.head, files_in(tmp_path)) == (head, files)
+        with pickle.loads(pickle.dumps(opened)) as copy:
+            assert log(copy, b"3").actor == "eve", "who acts travels"
+    assert list(dict.fromkeys(host.asked)) == [("log", "ds"), ("set-ttl", "ds:v1")]
+    for wrong in ({"authorize": "yes"}, {"actor": 7}, {"actor": "\udc80"}):
+        with pytest.raises(InvalidInputError):
+            Store.open(tmp_path / "new", create=True, **wrong)
+    assert not (tmp_path / "new").exists()
 
 
 def test_a_copy_of_a_store_has_no_host() -> None:

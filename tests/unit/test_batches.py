@@ -316,6 +316,24 @@ def test_finish_waits_for_the_parts_that_are_expected(store: Store) -> None:
     assert store.finish("id", expected_parts=3).file_count == 3
 
 
+def test_finish_names_the_missing_of_parts_that_are_counted(store: Store) -> None:
+    """A number alone says how many; which they are can be told if the names of those here are numbers, too."""
+
+    def missing(expected: int) -> str:
+        with pytest.raises(ConflictError) as caught:
+            store.finish("id", expected_parts=expected)
+        return caught.value.message.partition("; counted from 0, ")[2]
+
+    store.upsert(art({"a": b"1"}), "id", part="0")
+    store.upsert(art({"b": b"1"}), "id", part="2")
+    assert missing(4) == "'1', '3' would be missing"
+    assert missing(10**9).endswith("'21', … would be missing")
+    store.upsert(art({"c": b"1"}), "id", part="5")
+    assert missing(5) == "", "they are counted otherwise"
+    store.upsert(art({"d": b"1"}), "id", part="w1")
+    assert missing(9) == "", "and so are these"
+
+
 def test_a_batch_is_found_by_its_id_alone_if_that_is_enough(store: Store) -> None:
     with pytest.raises(NotFoundError) as caught:
         store.finish("id")

@@ -505,6 +505,19 @@ def test_rm_without_terminal_needs_yes(two: Shell) -> None:
     assert two.state() != before
 
 
+def test_rm_of_one_version_takes_its_name_instead_of_yes(two: Shell) -> None:
+    before = two.state()
+    for wrong in ("ds:v1", "ds", ""):
+        assert two.error("rm", "ds:v0", "--confirm", wrong, code=14)["code"] == "confirmation-required"
+        assert two.error("rm", "ds:v0", "--yes", "--confirm", wrong, code=14)["code"] == "confirmation-required"
+    two.error("rm", "ds:v0", "ds:v1", "--confirm", "ds:v0", code=2)
+    two.error("rm", "--where", "unaliased", "ds", "--confirm", "ds", code=2)
+    assert two.state() == before
+    two("rm", "ds:v0", "--confirm", "default/default/ds:v0")
+    two("rm", "ds", "--confirm", "ds:v1")
+    assert [item["ref"] for item in two.json("trash", "ls")["items"]] == ["ds:v0", "ds:v1"]
+
+
 def test_rm_dry_run_changes_nothing(two: Shell) -> None:
     two("alias", "set", "ds:v0", "best")
     before = two.state()
@@ -552,6 +565,19 @@ def test_trash_ls_and_restore(two: Shell) -> None:
     restored = two.json("trash", "restore", "ds:v0")["restored"][0]
     assert restored == {"ref": "ds:v0", "kind": "version", "aliases": [], "aliases_not_restored": ["best"]}
     two.error("trash", "restore", "ds:v0", code=10)
+
+
+def test_rm_for_good(two: Shell) -> None:
+    """FEATURES §0.3, 7: only a collection, and only by its name."""
+    before = two.state()
+    two("rm", "--collection", "ds", "--permanent", "--yes", code=14)
+    two("rm", "ds:v0", "--permanent", "--yes", code=2)
+    assert two.json("rm", "--collection", "ds", "--permanent", "--dry-run")["dry_run"]
+    assert two.state() == before
+    done = two.json("rm", "--collection", "ds", "--permanent", "--confirm", "ds")
+    assert done["purge_at"] == done["trashed_at"]
+    assert two.json("trash", "ls")["items"] == []
+    two.error("show", "ds", code=10)
 
 
 def test_trash_purge_needs_the_name(two: Shell) -> None:
@@ -796,6 +822,9 @@ def test_version_and_help_do_not_load_the_engine() -> None:
         done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True, check=True)
         assert done.stdout.endswith("loaded: []\n"), done
     assert run("--version").stdout == f"casstore {casstore.__version__}\n".encode()
+    module = [sys.executable, "-m", "casstore"]
+    done = subprocess.run([*module, "no-such-command"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr.splitlines()[-1].strip()) == (2, "hint: casstore --help")
 
 
 def test_public_names_are_lazy_and_complete() -> None:

@@ -219,6 +219,22 @@ def test_after_the_purge_the_name_is_free_and_its_numbers_are_not(store: Store) 
     assert store.fsck().clean
 
 
+def test_for_good_at_once(store: Store) -> None:
+    """FEATURES §0.3, 7: the other rule, for who asks for it."""
+    for _ in range(2):
+        log(store)
+    store.get("ds:v0").add_alias("prod")
+    before = store.head
+    with pytest.raises(AliasGuardError):
+        store.collection("ds").delete(permanent=True)
+    plan = store.collection("ds").delete(True, permanent=True, dry_run=True)
+    assert (plan.versions, plan.purge_at, store.head) == (2, plan.trashed_at, before)
+    done = store.collection("ds").delete(confirm="ds", permanent=True)
+    assert (done.ref, done.versions) == ("ds", 2)
+    assert store.trash.list() == []
+    assert log(store, "ds", b"new", kind="model").ref == "ds:v2"
+
+
 def test_purge_by_date(store: Store, clock: Clock) -> None:
     """M1: the versions and then the collection, at its date and never before."""
     store.set_policy(trash_days=60)

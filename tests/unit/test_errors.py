@@ -591,3 +591,37 @@ def test_the_package_does_not_drag_in_what_it_does_not_need() -> None:
 def _clean_memory() -> Iterator[None]:
     yield
     forget_memory("nothing-here")
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda s: s.pin(5, "why"),
+        lambda s: s.pin([], "why"),
+        lambda s: s.export(5, "bundle"),
+        lambda s: s.export([], "bundle"),
+        lambda s: s.plan_delete(5),
+        lambda s: s.plan_delete("ds:v0"),
+        lambda s: s.preview_delete(5),
+        lambda s: s.preview_delete("ds:v0"),
+        lambda s: s.preview_delete([5]),
+        lambda s: s.log(limit=b"x"),
+        lambda s: s.keepers(b"x"),
+        lambda s: s.deletions(limit=-1),
+        lambda s: s.versions("ds", state=[5]),
+        lambda s: s.get("ds:v0").files(names=5),
+        lambda s: s.get("ds:v0").files(names="a"),
+        lambda s: s.get("ds:v0").file(root=5),
+        lambda s: Artifact("x").add_file(__file__, policy=[5]),  # type: ignore[arg-type]
+    ],
+)
+def test_arguments_of_a_wrong_kind_are_bad_input(call: Callable[[Store], object], tmp_path: Path) -> None:
+    with Store.create(tmp_path / "store") as store:
+        artifact = Artifact("ds")
+        artifact.add_bytes(b"x", "a")
+        store.log_artifact(artifact)
+        head = store.head
+        with pytest.raises(InvalidInputError):
+            call(store)
+        assert store.head == head
+        assert list(store.get("ds").files(names=())) == []

@@ -182,6 +182,8 @@ def test_bad_input(store: Store) -> None:
         store.why("blake3:" + "0" * 64)
     with pytest.raises(InvalidInputError):
         store.why("sha256:" + "0" * 64)
+    with pytest.raises(InvalidInputError):
+        store.why(5)  # type: ignore[arg-type]
     with pytest.raises(NotFoundError):
         store.why(f"{ref}/nothing")
 

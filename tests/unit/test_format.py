@@ -29,7 +29,7 @@ from casstore.backend import open_backend
 from casstore.codec import RAW, ZSTD, ZstdCodec
 from casstore.config import ChunkerParams, StoreConfig
 from casstore.digest import Digest
-from casstore.errors import CasstoreError, FormatError, IntegrityError, UnsupportedFormatError
+from casstore.errors import CasstoreError, FormatError, IntegrityError, InvalidInputError, UnsupportedFormatError
 from casstore.format.guard import guard, is_sound, unguard
 from casstore.format.layout import decode_store, encode_store, log_key, log_seq, pack_key, pack_of
 from casstore.format.nodes import (
@@ -298,6 +298,23 @@ def test_keys() -> None:
 
 
 # --- newer formats
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        SetAlias("default/default/ds", "best", True, -1, "me"),
+        SetAlias("default/default/ds", "best", 1.5, -1, "me"),  # type: ignore[arg-type]
+        SetAlias("default/default/ds", "\ud800", 1, -1, "me"),
+        SetAlias("default/default/ds", "best", 2**70, -1, "me"),
+        SetAlias("default/default/ds", "best", object(), -1, "me"),  # type: ignore[arg-type]
+        SetAlias("default/default/ds", b"best", 1, -1, "me"),  # type: ignore[arg-type]
+    ],
+)
+def test_nothing_is_written_that_cannot_be_read_back(record: SetAlias) -> None:
+    """A value of the wrong type, in a segment that is in the log, would be the end of the store."""
+    with pytest.raises(InvalidInputError):
+        encode_body((Transaction(b"t" * 16, (record,)),))
 
 
 def test_newer_versions_ask_for_an_upgrade() -> None:

@@ -113,8 +113,8 @@ def test_a_link_has_its_own_number_and_the_labels_of_its_source(store: Store) ->
     assert link.id != source.id
     assert repr(link) == "<Version default/prod/models:v0, a link to default/default/m:v1>"
     assert link["f"].read() == b"1" * 5000
-    assert link.source_artifact == source
-    assert source.source_artifact is source
+    assert link.source_artifact == link.source == source
+    assert source.source_artifact is source.source is source
     assert source.linked_artifacts == [link]
     assert link.linked_artifacts == []
     assert (link.to_dict()["is_link"], link.to_dict()["source"], link.to_dict()["links"]) == (True, "m:v1", [])

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
 
 from casstore import (
     Artifact,
+    Collection,
     CollectionNotFoundError,
     InvalidInputError,
     InvalidNameError,
@@ -93,6 +95,82 @@ def test_objects_that_were_there_before_go_on(store: Store) -> None:
     assert version.restore().ref == "new:v0"
     assert collection.delete(confirm="new").ref == "new"
     assert store.trash.restore("old").name == "new"
+
+
+def test_a_draft_made_before_goes_to_where_its_base_is_by_now(store: Store) -> None:
+    log(store, "old", b"0")
+    held = store.get("old:v0")
+    draft, stale, part = held.new_draft(), held.new_draft(), held.new_draft()
+    elsewhere = held.new_draft()
+    store.collection("old").rename("lab/new")
+    for number, made in enumerate((draft, held.new_draft()), 1):
+        made.add_bytes(bytes([number]), "f", overwrite=True)
+        version = store.log_artifact(made, if_base_latest=number == 1)
+        assert (version.ref, version.base) == (f"lab/new:v{number}", "lab/new:v0")
+    # The name belongs to another collection now: a draft of the first has nothing to do with that.
+    log(store, "old", b"another")
+    stale.add_bytes(b"3", "f", overwrite=True)
+    version = store.log_artifact(stale)
+    assert (version.ref, version.base) == ("lab/new:v3", "lab/new:v0")
+    assert store.upsert(part, "together").collection == "lab/new"
+    assert store.finish("together").ref == "lab/new:v4"
+    elsewhere.add_bytes(b"5", "f", overwrite=True)
+    version = store.log_artifact(elsewhere, project="default")
+    assert (version.ref, version.base) == ("old:v1", "lab/new:v0"), "who says where is believed"
+    assert [v.ref for v in store.versions("old")] == ["old:v1", "old:v0"]
+    recount(store._engine)
+
+
+def test_a_draft_follows_a_rename_that_comes_in_under_its_log(store: Store) -> None:
+    log(store, "old", b"0")
+    draft = store.get("old:v0").new_draft()
+    draft.add_bytes(b"1", "f", overwrite=True)
+
+    def rename(stage: str, _done: int, _total: int) -> None:
+        if stage == "read" and [info.name for info in store.collections()] == ["old"]:
+            store.collection("old").rename("new")
+            log(store, "old", b"another")
+
+    version = store.log_artifact(draft, progress=rename)
+    assert (version.ref, version.base) == ("new:v1", "new:v0")
+    assert [v.ref for v in store.versions("old")] == ["old:v0"]
+
+
+Make = Callable[[Store], Version | Collection]
+MAKES: dict[str, Make] = {
+    "log": lambda store: log(store, "new"),
+    "copy": lambda store: store.copy("ds:v0", "new"),
+    "link": lambda store: store.link("ds:v0", "new"),
+    "restore": lambda store: (store.delete("ds:v0"), store.versions("ds", trashed=True)[0].restore("new"))[1],
+    "create": lambda store: store.create_collection("new", "dataset"),
+    "finish": lambda store: store.finish("together", collection="new"),
+}
+
+
+@pytest.mark.parametrize("make", MAKES.values(), ids=MAKES)
+def test_what_was_made_is_returned_even_if_its_collection_is_renamed_at_once(
+    store: Store, monkeypatch: pytest.MonkeyPatch, make: Make
+) -> None:
+    log(store, "ds", b"0")
+    log(store, "ds", b"1")
+    part = Artifact("new", type="dataset")
+    part.add_bytes(b"part", "f")
+    store.upsert(part, "together")
+    commit = store._engine.commit_all
+    raced: list[bool] = []
+
+    def commit_and_lose(*args: Any, **kwargs: Any) -> Any:
+        done = commit(*args, **kwargs)
+        if not raced and "new" in [info.name for info in store.collections()]:
+            raced.append(True)
+            store.collection("new").rename("mine")
+            log(store, "new", b"another's")
+        return done
+
+    monkeypatch.setattr(store._engine, "commit_all", commit_and_lose)
+    made = make(store)
+    assert raced
+    assert (made.name if isinstance(made, Collection) else made.ref.split(":")[0]) == "mine"
 
 
 def test_the_old_name_can_be_used_again_and_leads_nowhere_then(store: Store) -> None:

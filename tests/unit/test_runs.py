@@ -6,12 +6,14 @@ whatever process, and nothing but another use makes it good again; who declared 
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from click.testing import CliRunner
@@ -509,6 +511,37 @@ def test_trash_cancels_a_use_and_everything_that_reads_says_so(store: Store, tmp
         assert isinstance(caught.value, ConflictError)
     assert not (tmp_path / "after").exists()
     assert (store.uses("ds:v0")[0].state, store.uses("ds:v0")[0].ended_by) == ("cancelled", "ann")
+
+
+CALLS: dict[str, Callable[[BinaryIO], object]] = {
+    "read": lambda file: file.read(1),
+    "read1": lambda file: file.read1(1),  # type: ignore[attr-defined]
+    "readinto": lambda file: file.readinto(bytearray(1)),  # type: ignore[attr-defined]
+    "readinto1": lambda file: file.readinto1(bytearray(1)),  # type: ignore[attr-defined]
+    "readline": lambda file: file.readline(),
+    "readlines": lambda file: file.readlines(),
+    "next": lambda file: next(file),
+    "peek": lambda file: file.peek(1),  # type: ignore[attr-defined]
+    "text": lambda file: io.TextIOWrapper(file).readline(),
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS)
+def test_a_file_opened_through_a_use_ends_with_it(store: Store, call: Callable[[BinaryIO], object]) -> None:
+    """Also where the bytes are in a buffer already; and one that is ended, not cancelled, reads on."""
+    store.log_artifact(artifact(b"one\ntwo\nthree\nfour\n"))
+    use, ended = store.run(id="r1").use("ds"), store.run(id="r2").use("ds")
+    file, other = use.get_entry("a").open(), ended.get_entry("a").open()
+    ended.end()
+    assert (file.readline(), other.readline()) == (b"one\n", b"one\n")
+    call(other)
+    file.seek(0)
+    assert file.readline() == b"one\n"
+    store.delete("ds:v0")
+    with pytest.raises(UseCancelledError):
+        call(file)
+    file.close()
+    other.close()
 
 
 ROUTES: dict[str, Callable[[Store], object]] = {

@@ -182,6 +182,21 @@ def test_two_writers_who_disagree_about_the_type(tmp_path: Path) -> None:
         assert [v.version for v in first.versions("ds")] == ["v0"]
 
 
+@pytest.mark.parametrize("switch", [0, 1, None, "yes"])
+def test_a_switch_is_true_or_false_whatever_is_given(store: Store, switch: bool) -> None:
+    """Also 1, or numpy's True: in the log there are only true and false."""
+    store.log_artifact(artifact(a=b"1"))
+    v1 = store.log_artifact(artifact(a=b"2"), move_latest=switch)
+    assert store.get("ds").version == ("v1" if switch else "v0")
+    store.copy("ds:v0", "copy", move_latest=switch)
+    v1.link("p/q")
+    if switch:
+        store.delete("ds:v1", delete_links=switch)
+    store.rebuild_index()
+    assert store.get("ds").version == "v0"
+    assert store.fsck().clean
+
+
 def test_projects_and_entities(store: Store) -> None:
     """DESIGN §12, G1."""
     versions = {
@@ -399,6 +414,34 @@ def test_base_moved_on(store: Store) -> None:
     assert caught.value.exit_code == 13
     assert strict.is_draft()
     assert store.log_artifact(strict).version == "v3"
+
+
+def test_a_base_that_has_moved_on_is_refused_before_anything_is_read_or_written(tmp_path: Path) -> None:
+    with Store.create(tmp_path / "s") as store:
+        draft = log(store, b"1").new_draft()
+        log(store, b"2")
+        (tmp_path / "f").write_bytes(b"f" * 100_000)
+        draft.add_file(tmp_path / "f")
+        (tmp_path / "f").unlink()
+        before = sorted((tmp_path / "s" / "packs").rglob("*"))
+        with pytest.raises(StaleBaseError):
+            store.log_artifact(draft, if_base_latest=True)
+        assert sorted((tmp_path / "s" / "packs").rglob("*")) == before
+
+
+def test_a_base_that_moves_on_while_its_draft_is_logged_is_refused_at_the_commit(tmp_path: Path) -> None:
+    with Store.create(tmp_path / "s") as store:
+        draft = log(store, b"1").new_draft()
+        draft.add_bytes(b"f" * 100_000, "f")
+        others: list[Version] = []
+
+        def progress(*_: object) -> None:
+            if not others:
+                others.append(log(store, b"2"))
+
+        with pytest.raises(StaleBaseError):
+            store.log_artifact(draft, if_base_latest=True, progress=progress)
+        assert store.get("ds") == others[0]
 
 
 def test_base_named_by_hand(store: Store) -> None:
@@ -631,6 +674,11 @@ def test_looking_up_entries(big: Version) -> None:
         assert isinstance(caught.value, KeyError)
         assert isinstance(caught.value, FileNotFoundError)
         assert caught.value.exit_code == 10
+    for wrong in (None, 5, b"one"):
+        with pytest.raises(EntryNotFoundError):
+            big.get_entry(wrong)  # type: ignore[arg-type]
+        with pytest.raises(InvalidInputError):
+            Artifact("ds").add_entry(wrong)  # type: ignore[arg-type]
     assert 5 not in big
     assert big["one"].digest != big["big"].digest
     assert big["none"].digest is not None
@@ -770,6 +818,21 @@ def test_diff(store: Store) -> None:
     assert json.loads(json.dumps(diff.to_dict()))["renamed"] == [["old/name", "new/name"]]
     with pytest.raises(VersionNotFoundError):
         store.diff("ds:v0", "ds:v7")
+
+
+def test_a_diff_takes_versions_as_objects_whatever_their_collection_is_called_by_now(tmp_path: Path) -> None:
+    with Store.create(tmp_path / "a") as store, Store.create(tmp_path / "b") as elsewhere:
+        first, second, foreign = log(store, b"1"), log(store, b"2"), log(elsewhere, b"1")
+        assert store.diff(first, second) == store.diff("ds:v0", second) == store.diff("ds:v0", "ds:v1")
+        store.collection("ds").rename("new")
+        log(store, b"1")
+        log(store, b"1", dedup="never")
+        assert store.diff(first, second).changed, "not what has the name now"
+        with pytest.raises(InvalidInputError, match="another store"):
+            store.diff(first, foreign)
+        store.delete("new:v0")
+        with pytest.raises(VersionNotFoundError):
+            store.diff(first, second)
 
 
 # --- the store as an object

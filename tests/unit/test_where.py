@@ -159,6 +159,8 @@ def test_aliases_go_only_when_they_may(filled: Store) -> None:
         lambda: Where(alias="v1"),
         lambda: Where(tag="-- x!"),
         lambda: Where(type="a/b"),
+        lambda: Where(run="r 1\n"),
+        lambda: Where(run=""),
         lambda: Where(metadata={"": 1}),
         lambda: Where(collection="a:b", unaliased=True),
     ],
