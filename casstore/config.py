@@ -6,11 +6,13 @@ a `Runtime`.
 
 from __future__ import annotations
 
+import fcntl
 import os
 import pwd
 import random
 import re
 import secrets
+import signal
 import socket
 import time
 import warnings
@@ -31,6 +33,8 @@ MIB = 1024 * KIB
 GIB = 1024 * MIB
 
 ENV_PREFIX = "CASSTORE_"
+_CLOCK_REALTIME_COARSE = 5
+"""of Linux: what file systems there take their times from"""
 VARIABLES = ("ACTOR", "CACHE_DIR", "CHUNKER_KERNEL", "CRASH_AT", "GC_ENABLED", "URL")
 """those that mean something"""
 _OF_TESTS = ("REQUIRE_", "STORM_")
@@ -103,6 +107,9 @@ class Runtime:
     writer: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
     file_clock: Callable[[], int] = lambda: system_micros()
     """the clock the times of local files are from, in microseconds since the epoch"""
+    quiet: Callable[[int], int | None] = lambda fd: unwritten_at(fd)
+    """given an open file, the clock of the kernel's file times (ns) just before a moment when nobody had it open for
+    writing; None if somebody has, or it cannot be told"""
     file_system: Callable[[str], str] = lambda path: file_system_of(path)
     """the type of the file system a local path is on; empty where the system does not tell"""
     executor: Callable[[int], Executor] | None = None
@@ -220,6 +227,22 @@ def boot_id() -> str:
 _NETWORK = ("nfs", "cifs", "smb", "9p", "ceph", "lustre", "gpfs", "fuse.")
 _OCTAL = re.compile(r"\\(0[0-7]{2}|1[0-7]{2})")
 """how blanks in the name of a mount point are written"""
+
+
+def unwritten_at(fd: int) -> int | None:
+    """See `Runtime.quiet`. Asks Linux for a read lease, which it gives only while nobody can write to the file.
+
+    It is handed back at once. Who opens the file for writing in between waits that long, and the notice of that is
+    SIGURG, which is ignored unless the host handles it: the default, SIGIO, would end the process.
+    """
+    try:
+        tick = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
+        fcntl.fcntl(fd, fcntl.F_SETSIG, signal.SIGURG)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(fd, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except (OSError, AttributeError):  # not Linux, another's file, a file system without leases, a writer
+        return None
+    return tick
 
 
 def file_system_of(path: str | Path) -> str:

@@ -12,6 +12,7 @@ from typing import BinaryIO
 
 from casstore.artifact import Artifact, draft_base
 from casstore.chunker import Chunker, chunker_for
+from casstore.config import Runtime
 from casstore.digest import Buffer
 from casstore.engine import Engine
 from casstore.errors import (
@@ -37,7 +38,7 @@ from casstore.sources import (
     Taken,
     open_local,
 )
-from casstore.statcache import StatCache, settled
+from casstore.statcache import StatCache, Watch
 from casstore.tree import INLINE_CHUNKS, Builder, Sink, Tree, edit_entries, write_entries
 from casstore.writer import Writer
 
@@ -245,15 +246,17 @@ class Session:
 
     def _batch(self, batch: list[tuple[str, Source]], size: int) -> _Job:
         sources = [source for _, source in batch]
-        clock = self.engine.runtime.file_clock
-        future = self.engine.executor().submit(_read_files, sources, self.chunker, self.engine.hash, clock)
+        runtime = self.engine.runtime
+        future = self.engine.executor().submit(_read_files, sources, self.chunker, self.engine.hash, runtime)
         return _Job(batch, future, size)
 
     def _blocks(self, path: str, source: Source) -> Iterator[_Job]:
         """Jobs for one large file; read here, in order, because each cut depends on the one before."""
         large = _Large(path, source.mode if isinstance(source, LocalFile) else None, self)
-        opened = self.engine.runtime.file_clock()
+        watch = Watch(self.engine.runtime)
         with _open(source) as file:
+            if isinstance(source, LocalFile):
+                watch.begin(file.fileno())
             tail = b""
             stamp: Stamp | None = None
             read = 0
@@ -262,7 +265,7 @@ class Session:
                 read += len(block)
                 final = not block
                 if final or read > _size_of(source):  # a file that grows faster than it is read has no end
-                    stamp = _check_unchanged(file, source, path, opened)
+                    stamp = _check_unchanged(file, source, path, watch)
                 data = memoryview(tail + block) if tail else memoryview(block)
                 ends = self.chunker.boundaries(data, final=final)
                 parts = [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
@@ -329,14 +332,14 @@ class _Borrowed(io.BufferedIOBase, BinaryIO):
         return data
 
 
-def _check_unchanged(file: BinaryIO, source: Source, path: str, opened: int) -> Stamp | None:
-    """Refuse an open local file that is not what it was when it was added; its stamp if it is `settled`."""
+def _check_unchanged(file: BinaryIO, source: Source, path: str, watch: Watch) -> Stamp | None:
+    """Refuse an open local file that is not what it was when it was added; its stamp if that is settled."""
     if not isinstance(source, LocalFile):
         return None
     info = os.fstat(file.fileno())
     if Signature.of(info) != source.signature:
         raise InvalidInputError(f"{path!r} changed while reading", hint="log it when it is at rest")
-    return settled(info, opened)
+    return watch.settled(info)
 
 
 def _read_block(file: BinaryIO, path: str, size: int = BLOCK_BYTES) -> bytes:
@@ -351,16 +354,14 @@ def _hash_parts(parts: list[memoryview], stamp: Stamp | None, hash_bytes: Callab
 
 
 def _read_files(
-    sources: list[Source], chunker: Chunker, hash_bytes: Callable[[Buffer], bytes], clock: Callable[[], int]
+    sources: list[Source], chunker: Chunker, hash_bytes: Callable[[Buffer], bytes], runtime: Runtime
 ) -> list[_Content]:
     """Chunks of some whole files, each read once."""
-    return [_read_file(source, chunker, hash_bytes, clock) for source in sources]
+    return [_read_file(source, chunker, hash_bytes, runtime) for source in sources]
 
 
-def _read_file(
-    source: Source, chunker: Chunker, hash_bytes: Callable[[Buffer], bytes], clock: Callable[[], int]
-) -> _Content:
-    whole, stamp = _whole(source, clock)
+def _read_file(source: Source, chunker: Chunker, hash_bytes: Callable[[Buffer], bytes], runtime: Runtime) -> _Content:
+    whole, stamp = _whole(source, runtime)
     data = memoryview(whole)
     if len(data) <= chunker.params.minimum:
         return _Content([(hash_bytes(data), data)] if data else [], stamp)
@@ -369,13 +370,14 @@ def _read_file(
     return _Content([(hash_bytes(part), part) for part in parts], stamp)
 
 
-def _whole(source: Source, clock: Callable[[], int]) -> tuple[Buffer, Stamp | None]:
+def _whole(source: Source, runtime: Runtime) -> tuple[Buffer, Stamp | None]:
     if isinstance(source, Spooled):
         source.file.seek(0)
         return source.file.read(), None
     assert isinstance(source, LocalFile)
-    opened = clock()
+    watch = Watch(runtime)
     with open_local(source) as file:
+        watch.begin(file.fileno())
         # The size is asked for, neither more, which would allocate it, nor less: most files need one call.
         size = source.signature.size
         data: Buffer = _read_block(file, source.path, size)
@@ -385,4 +387,4 @@ def _whole(source: Source, clock: Callable[[], int]) -> tuple[Buffer, Stamp | No
                 data += block
         if len(data) != size:
             raise InvalidInputError(f"{source.path!r} changed while reading", hint="log it when it is at rest")
-        return data, _check_unchanged(file, source, source.path, opened)
+        return data, _check_unchanged(file, source, source.path, watch)

@@ -7,18 +7,22 @@ into. While its stamp is the same and the store has those chunks, it is not open
   nobody set it back (`KEEPS_CTIME`). On all others files are read every time: network ones may show old attributes or
   make times up, read-only images have the ctime they were built with, FAT has none, tmpfs does not notice a store
   through mmap.
-- Only files are remembered whose mtime and ctime were at least `MARGIN_NS` old *when their reading began*, by this
-  machine's clock, which is what such a file system takes its times from. Whatever is written from then on gets a ctime
-  above that, also if stamps are cut to 2 s (and the kernel's clock is up to a tick behind): so neither an edit in the
-  same tick as the recording nor one during the reading can leave the stamp as it is. That is stricter than git, which
-  compares with the time of its index and looks at the content of what is not older.
+- A file is remembered if nobody had it open for writing, nor mapped, when its reading began, and its ctime is from an
+  earlier tick of the kernel's clock (`Runtime.quiet`, by a lease: only Linux, own files, times finer than a second):
+  every write begins with an opening, so it gets a later ctime.
+- Where that cannot be told, files are remembered whose mtime and ctime were at least `MARGIN_NS` old *when their
+  reading began*, by this machine's clock, which is what such a file system takes its times from. Whatever is written
+  from then on gets a ctime above that, also if stamps are cut to 2 s (the kernel's clock is up to a tick behind): so
+  neither an edit in the same tick as the recording nor one during the reading can leave the stamp as it is. That is
+  stricter than git, which compares with the time of its index and looks at the content of what is not older.
 - A row is for one path and one stamp; a damaged row, or that of another path, is none (a checksum over both).
 - A row is a hint: its chunks become claims, which are looked up now and again at the commit, as any duplicate's are.
 
-What is not noticed: stores through a shared, writable mmap to a page that was dirty already (the kernel gives a file a
-new ctime at the first store to a clean page, not at each; git's own text on the matter is silent about it); a single
-``write`` still copying, over bytes that were there, `MARGIN_NS` after it began; what bypasses the file system (a
-device, a clock set to the very nanosecond, a power cut with ``lazytime``). For those there is ``trust_mtime=False``.
+What is not noticed in the second case: stores through a shared, writable mmap to a page that was dirty already (the
+kernel gives a file a new ctime at the first store to a clean page, not at each; git's own text on the matter is silent
+about it); a single ``write`` still copying, over bytes that were there, `MARGIN_NS` after it began. In either: what
+bypasses the file system (a device, a clock set to the very nanosecond, a power cut with ``lazytime``). For those there
+is ``trust_mtime=False``.
 
 A row is in the view's storage, not in the log: losing it costs a reading.
 """
@@ -56,13 +60,29 @@ _OLDEST = b"oldest"
 _DAY_MICROS = 86_400_000_000
 
 
-def settled(info: os.stat_result, opened: int) -> Stamp | None:
-    """The stamp of a file that was read, if every change since gives it another.
+class Watch:
+    """One reading of one file, from before it is opened: tells whether every change since leaves another stamp."""
 
-    ``info`` is from after the reading, ``opened`` the file clock (µs) from before the file was opened.
-    """
-    stamp = Stamp.of(info)
-    return stamp if max(stamp.mtime_ns, stamp.ctime_ns) + MARGIN_NS <= opened * 1000 else None
+    def __init__(self, runtime: Runtime) -> None:
+        self._quiet = runtime.quiet
+        self._opened = runtime.file_clock()
+        self._since: int | None = None
+
+    def begin(self, fd: int) -> None:
+        """The file is open, and nothing of it was read yet."""
+        if not self._is_old(Stamp.of(os.fstat(fd))):
+            self._since = self._quiet(fd)
+
+    def settled(self, info: os.stat_result) -> Stamp | None:
+        """The stamp, from after the reading, if it can be relied on."""
+        stamp = Stamp.of(info)
+        # A file system that cuts its times to seconds is told by what it leaves out.
+        fine = stamp.ctime_ns % 1_000_000_000 != 0
+        untouched = self._since is not None and fine and stamp.ctime_ns < self._since
+        return stamp if untouched or self._is_old(stamp) else None
+
+    def _is_old(self, stamp: Stamp) -> bool:
+        return max(stamp.mtime_ns, stamp.ctime_ns) + MARGIN_NS <= self._opened * 1000
 
 
 class StatCache:
@@ -105,7 +125,7 @@ class StatCache:
         return found
 
     def learn(self, source: LocalFile, stamp: Stamp | None, entry: Entry) -> None:
-        """Remember the content of a file that was read, unless it is not `settled`."""
+        """Remember the content of a file that was read, unless that is None: it was not settled (`Watch`)."""
         if stamp is not None and not self._off and self._keeps_ctime(stamp.device, source.path):
             self._put(os.fsencode(source.path), stamp.mark, entry.chunks, entry.tree)
 

@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import itertools
 import json
+import mmap
 import os
 import random
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
@@ -26,13 +28,13 @@ from hypothesis import strategies as st
 
 from casstore import Artifact, BackendError, InvalidInputError, Store, StoreConfig, Version, reading
 from casstore.cli import main
-from casstore.config import ChunkerParams, Runtime, Settings, file_system_of, system_micros
+from casstore.config import ChunkerParams, Runtime, Settings, file_system_of, system_micros, unwritten_at
 from casstore.format.filerows import FILES, FileRow, Stamp, decode_file, encode_file, file_key
 from casstore.index import IndexDamagedError, MemoryIndex
 from casstore.model import Entry, Quarantine
 from casstore.overlay import Tables
 from casstore.sources import LocalFile, open_local
-from casstore.statcache import KEEPS_CTIME, MARGIN_NS, STALE_DAYS, StatCache, settled
+from casstore.statcache import KEEPS_CTIME, MARGIN_NS, STALE_DAYS, StatCache, Watch
 from casstore.state import NODE, TABLES, state_hash
 from casstore.writer import Writer
 
@@ -87,7 +89,7 @@ def opened(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Opened:
 
 
 def runtime(ahead: int = LATER, kind: str = "ext4") -> Runtime:
-    return Runtime(file_clock=lambda: system_micros() + ahead, file_system=lambda _: kind)
+    return Runtime(file_clock=lambda: system_micros() + ahead, file_system=lambda _: kind, quiet=lambda _: None)
 
 
 @pytest.fixture
@@ -292,6 +294,10 @@ def test_each_part_of_the_stamp_counts(
     monkeypatch.setattr(Stamp, "of", odd)
     log(store, tree)
     assert opened.take() == ALL
+
+
+def settled(info: os.stat_result, opened: int) -> Stamp | None:
+    return Watch(replace(runtime(), file_clock=lambda: opened)).settled(info)
 
 
 def test_a_file_that_is_young_when_it_is_read_is_not_remembered(tmp_path: Path, tree: Path, opened: Opened) -> None:
@@ -859,7 +865,7 @@ def play(grain: int, steps: list[tuple[str, str, str, int, int]], margin: int = 
             return open_local(source)
 
         patch.setattr(reading, "open_local", open_and_tell)
-        world = Runtime(file_clock=lambda: disk.now // 1000, file_system=lambda _: "ext4")
+        world = Runtime(file_clock=lambda: disk.now // 1000, file_system=lambda _: "ext4", quiet=lambda _: None)
         with Store.create(nowhere(), config=SMALL, settings=TUNING, runtime=world) as store:
             for kind, name, other, seed, pause in [*steps, ("log", "p", "q", 0, 0)]:
                 disk.now += pause
@@ -933,7 +939,7 @@ def test_an_edit_while_a_file_is_read_is_not_missed_by_the_next_log(
         return file
 
     monkeypatch.setattr(reading, "open_local", open_and_edit)
-    world = Runtime(file_clock=lambda: disk.now // 1000, file_system=lambda _: "ext4")
+    world = Runtime(file_clock=lambda: disk.now // 1000, file_system=lambda _: "ext4", quiet=lambda _: None)
     with Store.create(tmp_path / "store", config=SMALL, settings=TUNING, runtime=world) as store:
         log(store, disk.root)
         assert rows(store) == 0
@@ -944,3 +950,137 @@ def test_an_edit_while_a_file_is_read_is_not_missed_by_the_next_log(
 def test_what_is_believed_is_said() -> None:
     assert {"ext4", "xfs", "btrfs", "overlay"} <= KEEPS_CTIME
     assert not KEEPS_CTIME & {"tmpfs", "vfat", "nfs", "nfs4", "squashfs", "fuseblk"}
+
+
+# --- files nobody can write to
+
+
+def by_lease() -> Runtime:
+    return Runtime(file_system=lambda _: "ext4")
+
+
+@pytest.fixture
+def fresh(tmp_path: Path) -> Path:
+    """A tree that was written just now, but not in this tick of the kernel's clock."""
+    tree = tmp_path / "fresh"
+    tree.mkdir()
+    for number in range(20):
+        (tree / f"f{number}").write_bytes(b"%d" % number * 999)
+    (tree / "long").write_bytes(random.Random(1).randbytes(9_000_000))
+    while time.clock_gettime_ns(5) <= max(path.stat().st_ctime_ns for path in tree.iterdir()):
+        time.sleep(0.001)
+    with open(tree / "f0", "rb") as file:
+        if unwritten_at(file.fileno()) is None:
+            pytest.skip("the kernel gives no leases here, so files have to be some seconds old")
+    return tree
+
+
+class Seen(list[str]):
+    def take(self) -> set[str]:
+        """Names of the files that were opened since the last time."""
+        names, self[:] = set(self), []
+        return names
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
+    names = Seen()
+
+    def open_and_tell(source: LocalFile) -> BinaryIO:
+        names.append(os.path.basename(source.path))
+        return open_local(source)
+
+    monkeypatch.setattr(reading, "open_local", open_and_tell)
+    return names
+
+
+@pytest.fixture
+def young(tmp_path: Path) -> Iterator[Store]:
+    with Store.create(tmp_path / "young", runtime=by_lease()) as store:
+        yield store
+
+
+def test_what_was_written_just_now_is_remembered_if_nobody_can_write_to_it(
+    young: Store, fresh: Path, seen: Seen
+) -> None:
+    first = log(young, fresh)
+    assert len(seen.take()) == 21
+    assert not log(young, fresh).created
+    assert seen.take() == set()
+    info = (fresh / "f7").stat()
+    (fresh / "f7").write_bytes(b"8" * 999)
+    os.utime(fresh / "f7", ns=(info.st_atime_ns, info.st_mtime_ns))
+    second = log(young, fresh)
+    assert seen.take() == {"f7"}
+    assert second.digest != first.digest
+    assert_is(second, fresh)
+
+
+@pytest.mark.parametrize("how", ["file", "mapping"])
+@pytest.mark.parametrize("name", ["f3", "long"])
+def test_what_somebody_may_be_writing_is_not_remembered(
+    young: Store, fresh: Path, seen: Seen, how: str, name: str
+) -> None:
+    with open(fresh / name, "r+b") as file:
+        mapping = mmap.mmap(file.fileno(), 0) if how == "mapping" else None
+        if mapping is not None:
+            file.close()
+        log(young, fresh)
+        seen.take()
+        log(young, fresh)
+        assert seen.take() == {name}
+        if mapping is not None:
+            mapping[0:1] = b"#"
+            mapping.close()
+    version = log(young, fresh)
+    assert_is(version, fresh)
+
+
+def test_times_that_are_cut_to_seconds_are_not_believed_at_once(
+    young: Store, fresh: Path, seen: Seen, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = Stamp.of
+
+    def coarse(info: os.stat_result) -> Stamp:
+        stamp = real(info)
+        return replace(stamp, ctime_ns=stamp.ctime_ns // 10**9 * 10**9)
+
+    monkeypatch.setattr(Stamp, "of", coarse)
+    log(young, fresh)
+    seen.take()
+    log(young, fresh)
+    assert len(seen.take()) == 21
+
+
+def test_a_change_in_the_tick_of_the_reading_is_seen(young: Store, fresh: Path) -> None:
+    """Written, logged and written again as fast as can be, with size and mtime as they were."""
+    path = fresh / "f1"
+    for number in range(60):
+        path.write_bytes(b"%03d" % number * 333)
+        os.utime(path, ns=(0, 0))
+        version = log(young, fresh)
+        assert version["f1"].read() == b"%03d" % number * 333
+
+
+def test_a_writer_that_comes_in_between_hurts_nobody(young: Store, fresh: Path) -> None:
+    """A lease that is broken sends a signal, which by default would end the process."""
+    script = f"""
+import os, time
+end = time.monotonic() + 1.5
+number = 0
+while time.monotonic() < end:
+    number += 1
+    fd = os.open({str(fresh / "f2")!r}, os.O_WRONLY)
+    os.pwrite(fd, b"%09d" % number * 111, 0)
+    os.utime(fd, ns=(0, 0))
+    os.close(fd)
+"""
+    with subprocess.Popen([sys.executable, "-c", script]) as writer:
+        logs = 0
+        while writer.poll() is None:
+            with suppress(InvalidInputError):  # it changed while it was read
+                log(young, fresh)
+            logs += 1
+    assert writer.returncode == 0
+    assert logs > 5
+    assert_is(log(young, fresh), fresh)
