@@ -6,6 +6,7 @@ damaged or out of date at any moment and costs a reading then, never a wrong byt
 
 from __future__ import annotations
 
+import fcntl
 import itertools
 import json
 import mmap
@@ -28,7 +29,7 @@ from hypothesis import strategies as st
 
 from casstore import Artifact, BackendError, InvalidInputError, Store, StoreConfig, Version, reading
 from casstore.cli import main
-from casstore.config import ChunkerParams, Runtime, Settings, file_system_of, system_micros, unwritten_at
+from casstore.config import ChunkerParams, Runtime, Settings, file_system_of, system_micros
 from casstore.format.filerows import FILES, FileRow, Stamp, decode_file, encode_file, file_key
 from casstore.index import IndexDamagedError, MemoryIndex
 from casstore.model import Entry, Quarantine
@@ -970,8 +971,11 @@ def fresh(tmp_path: Path) -> Path:
     while time.clock_gettime_ns(5) <= max(path.stat().st_ctime_ns for path in tree.iterdir()):
         time.sleep(0.001)
     with open(tree / "f0", "rb") as file:
-        if unwritten_at(file.fileno()) is None:
+        try:
+            fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        except OSError:
             pytest.skip("the kernel gives no leases here, so files have to be some seconds old")
+        fcntl.fcntl(file, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     return tree
 
 
@@ -1050,6 +1054,38 @@ def test_times_that_are_cut_to_seconds_are_not_believed_at_once(
     seen.take()
     log(young, fresh)
     assert len(seen.take()) == 21
+
+
+def test_a_change_in_the_tick_of_the_recording_would_not_show(fresh: Path) -> None:
+    """So a file whose ctime is of the tick in which nobody was writing is not remembered, and one before it is."""
+    path = fresh / "f1"
+    info = path.stat()
+    for since, wanted in ((info.st_ctime_ns, None), (info.st_ctime_ns + 1, Stamp.of(info))):
+        watch = Watch(replace(by_lease(), quiet=lambda _, since=since: since))  # type: ignore[misc]
+        with open(path, "rb") as file:
+            watch.begin(file.fileno())
+        assert watch.settled(info) == wanted
+
+
+def test_who_breaks_a_lease_does_not_end_the_process(fresh: Path) -> None:
+    script = f"""
+import fcntl, subprocess, sys, time
+from casstore import config
+real, opener = fcntl.fcntl, []
+def slow(fd, command, argument=0):
+    done = real(fd, command, argument)
+    if (command, argument) == (fcntl.F_SETLEASE, fcntl.F_RDLCK):
+        opener.append(subprocess.Popen([sys.executable, "-c", "open({str(fresh / "f2")!r}, 'r+b')"]))
+        while opener[0].poll() is None and real(fd, fcntl.F_GETLEASE) == fcntl.F_RDLCK:
+            time.sleep(0.01)
+        assert opener[0].poll() is None
+    return done
+config.fcntl.fcntl = slow
+with open({str(fresh / "f2")!r}, "rb") as file:
+    assert config.unwritten_at(file.fileno()) is not None
+assert opener[0].wait() == 0
+"""
+    assert subprocess.run([sys.executable, "-c", script], timeout=60, check=False).returncode == 0
 
 
 def test_a_change_in_the_tick_of_the_reading_is_seen(young: Store, fresh: Path) -> None:
