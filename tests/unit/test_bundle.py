@@ -490,7 +490,7 @@ def test_only_what_readers_see_can_be_exported(store: Store, bundle: Path) -> No
         (["nothing"], CollectionNotFoundError),
         ([], InvalidInputError),
         (["a:b:c"], InvalidNameError),
-        ([5], InvalidNameError),
+        ([5], InvalidInputError),
     ):
         with pytest.raises(error):
             store.export(refs, bundle)  # type: ignore[arg-type]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 
+from casstore.errors import IntegrityError
 from casstore.format.layout import PACK_PREFIX, pack_of
 from casstore.gc.plan import Limits, make_plan
 from casstore.gc.retire import read_footer
@@ -109,7 +110,10 @@ def _collect(world: World, janitor: Process, **options: object) -> None:
     assert janitor.store is not None
     for _ in range(ROUNDS):
         before = (world.machine.endings, len(world.store.objects) - world.machine.seq)
-        janitor.store.gc(**options)  # type: ignore[arg-type]
+        try:
+            janitor.store.gc(**options)  # type: ignore[arg-type]
+        except IntegrityError as error:
+            raise Difference("integrity", f"a collection at rest stopped: {error}") from error
         if (world.machine.endings, len(world.store.objects) - world.machine.seq) == before:
             world.machine.check()
             return

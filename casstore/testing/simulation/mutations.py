@@ -313,8 +313,13 @@ def _shows_the_past(_: Any) -> Any:
     return lambda self: self._storage.read()
 
 
-def _committed_only(right: Any) -> Any:
-    return lambda engine, reference, *, states=(), **rest: right(engine, reference, **rest)
+def _sought_by_name(right: Any) -> Any:
+    def found_at(engine: Any, collection: int, number: int) -> Any:
+        label = right(engine, collection, number).label
+        engine.runtime.sleep(3600.0)  # the process is stopped between its commit and the look
+        return casstore.catalogue.lookup(engine, label)
+
+    return found_at
 
 
 MUTATIONS: dict[str, Mutation] = {
@@ -397,6 +402,6 @@ MUTATIONS: dict[str, Mutation] = {
     ),
     "logged-then-sought": Mutation(
         "a version that was logged is not found if it is in the trash by then",
-        ((casstore.catalogue, "lookup", _committed_only),),
+        ((casstore.catalogue, "found_at", _sought_by_name),),
     ),
 }
