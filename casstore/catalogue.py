@@ -14,6 +14,7 @@ from casstore.engine import Engine
 from casstore.errors import (
     CollectionNotFoundError,
     InvalidInputError,
+    NameTakenError,
     NotFoundError,
     ProtectedError,
     StaleBaseError,
@@ -79,6 +80,20 @@ def found_of(tables: Tables, version: VersionRow) -> Found:
     """A version with the collection it is in, in any state."""
     row = collection_of(tables, version)
     return Found(full_name(row), row, version)
+
+
+def open_collection(tables: Tables, name: CollectionName) -> CollectionRow | None:
+    """The collection that something new of this very name goes to: None, or a purged one, if the name is free.
+
+    Raises `NameTakenError` for one in the trash.
+    """
+    collection = collection_named(tables, str(name))
+    if collection is not None and collection.state is VersionState.TRASHED:
+        raise NameTakenError(
+            f"{name.short} is taken by a collection in the trash",
+            hint=f"casstore trash restore {name.short}, or casstore trash purge {name.short}",
+        )
+    return collection
 
 
 def found_at(engine: Engine, collection: int, number: int) -> Found:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 from casstore import lineage
 from casstore.artifact import Artifact, referred_files
+from casstore.catalogue import open_collection
 from casstore.engine import Engine
 from casstore.errors import (
-    NameTakenError,
     RefusedError,
     StaleBaseError,
     TypeConflictError,
@@ -37,7 +37,7 @@ from casstore.reading import Session
 from casstore.reference import confine
 from casstore.state import PIN, alias_target, aliases_of, runs_logging
 from casstore.tree import Tree
-from casstore.view import collection_name, collection_named, identifier_of, version_at, with_root
+from casstore.view import collection_name, identifier_of, version_at, with_root
 from casstore.writer import Writer
 
 
@@ -234,15 +234,10 @@ def home(tables: Tables, name: CollectionName, kind: str) -> CollectionRow | Non
     store keeps the type for itself, or the collection takes links only.
     """
     check_open(tables, kind)
-    collection = collection_named(tables, str(name))
+    collection = open_collection(tables, name)
     if collection is None or collection.state is VersionState.PURGED:
         # A name that is free again may get another type.
         return collection
-    if collection.state is VersionState.TRASHED:
-        raise NameTakenError(
-            f"{name.short} is taken by a collection in the trash",
-            hint=f"casstore trash restore {name.short}, or casstore trash purge {name.short}",
-        )
     if collection.type != kind:
         raise TypeConflictError(
             f"collection {name.short} has type {collection.type!r}, not {kind!r}",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from casstore.catalogue import (
     Found,
     found_at,
+    open_collection,
     place_of,
     protected_aliases,
     protection,
@@ -15,13 +16,13 @@ from casstore.catalogue import (
     still_there,
 )
 from casstore.engine import Engine
-from casstore.errors import InUseError, InvalidInputError, NameTakenError, TypeConflictError
+from casstore.errors import InUseError, InvalidInputError, TypeConflictError
 from casstore.model import CollectionRow, Link, Record, SetAlias, Unlink, VersionState
 from casstore.names import LATEST, CollectionName, check_aliases
 from casstore.overlay import Tables
 from casstore.state import alias_target, aliases_of
 from casstore.trashing import users
-from casstore.view import collection_name, collection_named, identifier_of, links_of
+from casstore.view import collection_name, identifier_of, links_of
 
 
 def link(engine: Engine, found: Found, target: CollectionName, aliases: Sequence[str]) -> Found:
@@ -66,14 +67,9 @@ def link(engine: Engine, found: Found, target: CollectionName, aliases: Sequence
 
 def _home(tables: Tables, target: CollectionName, source: Found) -> CollectionRow | None:
     """The collection a link goes to; None: it is made for it."""
-    collection = collection_named(tables, str(target))
+    collection = open_collection(tables, target)
     if collection is None or collection.state is VersionState.PURGED:
         return None
-    if collection.state is VersionState.TRASHED:
-        raise NameTakenError(
-            f"{target.short} is taken by a collection in the trash",
-            hint=f"casstore trash restore {target.short}, or casstore trash purge {target.short}",
-        )
     if collection.id == source.collection.id:
         raise InvalidInputError(
             f"{source.label} is in {target.short} already: a link goes to another collection",

@@ -81,8 +81,7 @@ class CatalogueRules(LineageRules):
         if collection.portfolio:
             raise Void(f"collection {record.collection} takes links only")
         number = self._number(collection)
-        self._hold_root(record.root)
-        self._put(
+        self._keep(
             VersionRow(
                 collection=collection.id,
                 number=number,
@@ -105,13 +104,18 @@ class CatalogueRules(LineageRules):
                 attrs=record.attrs,
             )
         )
-        self.tables.put(ROOT, u64(collection.id) + record.root + u64(number), b"")
         if record.run:
             self._put_output(PutOutput(record.run, record.collection, number))
         if record.base:
             self._note_base(record.base, collection.id, number)
         self._name(collection.id, number, record)
         return number
+
+    def _keep(self, version: VersionRow) -> None:
+        """A version that holds its content from now on: the opposite of `_forget`."""
+        self._hold_root(version.root)
+        self._put(version)
+        self.tables.put(ROOT, u64(version.collection) + version.root + u64(version.number), b"")
 
     def _name(self, collection: int, number: int, record: PutVersion | Link) -> None:
         aliases = [alias for alias in record.aliases if alias != LATEST]
@@ -344,10 +348,8 @@ class CatalogueRules(LineageRules):
 
     def _remember(self, version: VersionRow, purge_at: int) -> None:
         """A purged version is in the trash again, its content held."""
-        self._hold_root(version.root)
-        self._put(replace(version, state=VersionState.TRASHED, trash_seq=self.segment.seq, purge_at=purge_at))
+        self._keep(replace(version, state=VersionState.TRASHED, trash_seq=self.segment.seq, purge_at=purge_at))
         self.tables.put(TRASHED, version_key(version.collection, version.number), b"")
-        self.tables.put(ROOT, u64(version.collection) + version.root + u64(version.number), b"")
         collection = self._home(version)
         if collection.state is VersionState.PURGED:
             self._put_collection(
@@ -500,8 +502,7 @@ class CatalogueRules(LineageRules):
         if any(self._links(source, VersionState.COMMITTED, collection.id)):
             raise Void(f"{record.collection} has a link to {record.source}:v{record.number}")
         number = self._number(replace(collection, portfolio=True) if new else collection)
-        self._hold_root(source.root)
-        self._put(
+        self._keep(
             VersionRow(
                 collection=collection.id,
                 number=number,
@@ -524,7 +525,6 @@ class CatalogueRules(LineageRules):
                 source_number=source.number,
             )
         )
-        self.tables.put(ROOT, u64(collection.id) + source.root + u64(number), b"")
         self.tables.put(LINK, version_key(source.collection, source.number) + version_key(collection.id, number), b"")
         self._name(collection.id, number, record)
         return number
