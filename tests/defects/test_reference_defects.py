@@ -9,7 +9,7 @@ import gc as memory
 import os
 import random
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import BinaryIO, Self
 
@@ -40,6 +40,7 @@ from casstore.cli.values import parse_size
 from casstore.errors import ReferenceChangedError, ReferenceMissingError
 from casstore.sources import LocalFile, open_local
 from casstore.testing.checks import check_no_garbage, read_files
+from casstore.testing.clock import Clock
 from casstore.testing.recipes import SMALL
 from casstore.testing.snapshot import snapshot
 
@@ -47,17 +48,6 @@ BLOB = random.Random(1).randbytes(150_000)
 OTHER = random.Random(2).randbytes(60_000)
 TUNING = Settings(workers=2, index_map_bytes=1 << 20)
 NEVER_OLD = timedelta(days=3650)
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = datetime(2030, 1, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def pass_(self, **time: float) -> None:
-        self.now += timedelta(**time)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from casstore.backend.osops import OsOps, StrPath
 from casstore.engine import Build, Committed
 from casstore.testing.checks import check_no_garbage, read_files, recount, replayed, view_hash
 from casstore.testing.recipes import SMALL
+from casstore.testing.workers import Start, result, workers
 
 T = TypeVar("T")
 
@@ -237,28 +238,9 @@ def path(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def start() -> Iterator[Callable[..., subprocess.Popen[str]]]:
-    """Starts workers, and sees to it that none is left."""
-    started: list[subprocess.Popen[str]] = []
-
-    def start(worker: Callable[..., None], *arguments: object) -> subprocess.Popen[str]:
-        command = [sys.executable, "-W", "error", __file__, worker.__name__, *map(str, arguments)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-        started.append(process)
-        return process
-
-    yield start
-    for process in started:
-        if process.poll() is None:
-            process.kill()
-        process.communicate()
-
-
-def result(process: subprocess.Popen[str]) -> list[list[str]]:
-    """The lines a worker printed, in words; it must have ended well."""
-    out, error = process.communicate()
-    assert process.returncode == 0, error
-    return [line.split() for line in out.splitlines()]
+def start() -> Iterator[Start]:
+    with workers(__file__) as start:
+        yield start
 
 
 def await_stop(process: subprocess.Popen[str]) -> bool:

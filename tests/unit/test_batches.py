@@ -43,6 +43,7 @@ from casstore.engine import Engine
 from casstore.format.nodes import Node
 from casstore.model import RenameCollection, UpsertPart
 from casstore.testing.checks import check_no_garbage, read_files, recount, replayed, view_hash
+from casstore.testing.clock import Clock
 from casstore.testing.recipes import SMALL
 from casstore.writer import Writer
 
@@ -55,22 +56,12 @@ LARGE = _random.randbytes(60_000)
 """a file of more chunks than an entry holds itself"""
 
 
-class Clock:
-    """A clock that stands until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
 _names = itertools.count()
 
 
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(START)
 
 
 @pytest.fixture

@@ -9,23 +9,16 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from casstore import AliasGuardError, Artifact, Event, InvalidInputError, Runtime, Store, Version, Where
 from casstore.backend.memory import forget_memory
+from casstore.testing.clock import Clock
 
 URL = "memory://events"
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = datetime(2030, 1, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
 
 
 @pytest.fixture

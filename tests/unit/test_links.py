@@ -9,7 +9,7 @@ import itertools
 import json
 import shutil
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -40,22 +40,12 @@ from casstore.cli import main
 from casstore.model import PutRun, UseVersion
 from casstore.selection import parse_where
 from casstore.testing.checks import check_no_garbage, recount, replayed, view_hash
+from casstore.testing.clock import Clock
 from casstore.testing.snapshot import snapshot
 
 SMALL = StoreConfig(
     chunker=ChunkerParams(minimum=256, average=1024, maximum=4096), frame_bytes=4096, pack_bytes=65536, node_bytes=512
 )
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = datetime(2030, 1, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def pass_(self, **time: float) -> None:
-        self.now += timedelta(**time)
 
 
 @pytest.fixture

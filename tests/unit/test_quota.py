@@ -4,23 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
 
 from casstore import Artifact, ConflictError, InvalidInputError, QuotaExceededError, Store, Version, Where
+from casstore.testing.clock import Clock
 from casstore.testing.snapshot import snapshot
 
 KIB = 1024
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = datetime(2030, 1, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
 
 
 @pytest.fixture

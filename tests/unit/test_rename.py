@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,14 +26,7 @@ from casstore import (
 from casstore.cli import main
 from casstore.model import UpsertPart
 from casstore.testing.checks import recount, replayed, view_hash
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = datetime(2030, 1, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
+from casstore.testing.clock import Clock
 
 
 @pytest.fixture

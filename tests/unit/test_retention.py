@@ -27,6 +27,7 @@ from casstore import (
     VersionNotFoundError,
 )
 from casstore.retention import NAMES, Candidate, Rules, judge, rules_from
+from casstore.testing.clock import Clock
 from casstore.testing.snapshot import snapshot
 
 START = datetime(2026, 1, 1, tzinfo=UTC)
@@ -312,22 +313,9 @@ def test_rules_survive_json() -> None:
 # --- in a store
 
 
-class Clock:
-    """A clock that stands until it is moved."""
-
-    def __init__(self) -> None:
-        self.now = START
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def pass_(self, **time: float) -> None:
-        self.now += timedelta(**time)
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(START)
 
 
 @pytest.fixture

@@ -31,6 +31,7 @@ from casstore.model import Quarantine
 from casstore.overlay import Tables
 from casstore.state import LOST, TABLES, head_of
 from casstore.testing.checks import check_no_garbage, read_files, recount, replayed, view_hash
+from casstore.testing.clock import Clock
 from casstore.testing.recipes import SMALL
 from casstore.view import View
 
@@ -47,17 +48,9 @@ LONG = 20
 """seconds after which a thread is taken to go on for ever"""
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(datetime(2026, 1, 1, tzinfo=UTC))
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import shutil
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -23,19 +23,12 @@ from casstore.model import Link, Segment, Transaction
 from casstore.overlay import Overlay
 from casstore.state import TABLES, VERSION, apply_transaction
 from casstore.testing.checks import recount, replayed, view_hash
+from casstore.testing.clock import Clock
 
 T = TypeVar("T")
 
 LONG = 30
 """seconds after which a thread is taken to wait for ever"""
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = datetime(2030, 1, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
 
 
 @pytest.fixture

@@ -44,6 +44,7 @@ from casstore.model import (
     Unpurge,
 )
 from casstore.testing.checks import check_no_garbage, recount, replayed, view_hash
+from casstore.testing.clock import Clock
 from casstore.view import aliases, collections, versions
 
 NAMES = ("a", "b", "c", "p", "q")
@@ -399,14 +400,6 @@ def seen(store: Store) -> dict[str, object]:
             )
             for row in rows
         }
-
-
-class Clock:
-    def __init__(self) -> None:
-        self.now = datetime(2030, 1, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
 
 
 @pytest.fixture

@@ -32,23 +32,11 @@ from casstore import (
     VersionNotFoundError,
 )
 from casstore.cli import main
+from casstore.testing.clock import Clock
 from casstore.testing.snapshot import snapshot
 
 DAY = timedelta(days=1)
 SECOND = timedelta(seconds=1)
-
-
-class Clock:
-    """A clock that stands until it is moved."""
-
-    def __init__(self, now: datetime = datetime(2030, 1, 1, tzinfo=UTC)) -> None:
-        self.now = now
-
-    def __call__(self) -> datetime:
-        return self.now
-
-    def pass_(self, **time: float) -> None:
-        self.now += timedelta(**time)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from casstore import Artifact, Runtime, Settings, Store, StoreConfig, Version
 from casstore.errors import InvalidInputError, NotFoundError, ReadOnlyError, RefusedError
 from casstore.gc.undo import _store as store_tree
 from casstore.testing.checks import check_no_garbage, read_files, recount
+from casstore.testing.clock import Clock
 from casstore.testing.recipes import SMALL
 
 KIB = 1024
@@ -25,17 +26,9 @@ OTHER = random.Random(2).randbytes(120 * KIB)
 MANY = {f"d{i % 7}/f{i}": random.Random(i).randbytes(3000) for i in range(200)}
 
 
-class Clock:
-    def __init__(self) -> None:
-        self.now = datetime(2026, 1, 1, tzinfo=UTC)
-
-    def __call__(self) -> datetime:
-        return self.now
-
-
 @pytest.fixture
 def clock() -> Clock:
-    return Clock()
+    return Clock(datetime(2026, 1, 1, tzinfo=UTC))
 
 
 @pytest.fixture
