@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import Protocol
 
-from casstore.chunker import fastcdc
-from casstore.chunker.fastcdc import kernel
+from casstore.chunker import fastcdc, gated
+from casstore.chunker.kernels import Kernel
 from casstore.config import ChunkerParams
 from casstore.digest import Buffer
 from casstore.errors import UnsupportedFormatError
+from casstore.values import dataclass
 
-__all__ = ["Chunker", "FastCDC", "Fixed", "chunker_for", "kernel"]
+__all__ = ["Chunker", "FastCDC", "Fixed", "Gated", "chunker_for", "kernel"]
 
 
 class Chunker(Protocol):
@@ -21,6 +22,11 @@ class Chunker(Protocol):
     @property
     def params(self) -> ChunkerParams:
         """The algorithm and its sizes."""
+        ...
+
+    @property
+    def kernel(self) -> str:
+        """Which implementation runs: ``avx2``, ``neon``, ``c`` or ``python``. All give the same cuts."""
         ...
 
     def boundaries(self, data: Buffer, *, final: bool) -> list[int]:
@@ -34,19 +40,45 @@ class Chunker(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class FastCDC:
-    """``fastcdc-2020``: boundaries follow content, so an insertion moves few of them."""
+class Gated:
+    """``gated-2026``: boundaries follow content, so an insertion moves few of them; vectorised."""
 
     params: ChunkerParams
-    _cut: fastcdc.Boundaries = field(init=False, repr=False, compare=False, default_factory=fastcdc.selected)
+    _kernel: Kernel = field(init=False, repr=False, compare=False, default_factory=gated.selected)
+
+    @property
+    def kernel(self) -> str:
+        """See `Chunker.kernel`."""
+        return self._kernel.name
 
     def boundaries(self, data: Buffer, *, final: bool) -> list[int]:
         """See `Chunker.boundaries`."""
         params = self.params
-        return self._cut(data, params.minimum, params.average, params.maximum, final)
+        return self._kernel.boundaries(data, params.minimum, params.average, params.maximum, final)
+
+    def __reduce__(self) -> tuple[type[Gated], tuple[ChunkerParams]]:
+        return Gated, (self.params,)  # the kernel is chosen where it is unpickled
+
+
+@dataclass(frozen=True, slots=True)
+class FastCDC:
+    """``fastcdc-2020``: as `Gated`, one byte at a time; of stores that were made with it."""
+
+    params: ChunkerParams
+    _kernel: Kernel = field(init=False, repr=False, compare=False, default_factory=fastcdc.selected)
+
+    @property
+    def kernel(self) -> str:
+        """See `Chunker.kernel`."""
+        return self._kernel.name
+
+    def boundaries(self, data: Buffer, *, final: bool) -> list[int]:
+        """See `Chunker.boundaries`."""
+        params = self.params
+        return self._kernel.boundaries(data, params.minimum, params.average, params.maximum, final)
 
     def __reduce__(self) -> tuple[type[FastCDC], tuple[ChunkerParams]]:
-        return FastCDC, (self.params,)  # the kernel is chosen where it is unpickled
+        return FastCDC, (self.params,)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +86,11 @@ class Fixed:
     """``fixed``: a boundary each ``average`` bytes; for data that never shifts, such as disk images."""
 
     params: ChunkerParams
+
+    @property
+    def kernel(self) -> str:
+        """See `Chunker.kernel`."""
+        return "python"
 
     def boundaries(self, data: Buffer, *, final: bool) -> list[int]:
         """See `Chunker.boundaries`."""
@@ -66,7 +103,11 @@ class Fixed:
         return ends
 
 
-_ALGORITHMS: dict[str, Callable[[ChunkerParams], Chunker]] = {"fastcdc-2020": FastCDC, "fixed": Fixed}
+_ALGORITHMS: dict[str, Callable[[ChunkerParams], Chunker]] = {
+    gated.ALGORITHM: Gated,
+    fastcdc.ALGORITHM: FastCDC,
+    "fixed": Fixed,
+}
 
 
 def chunker_for(params: ChunkerParams) -> Chunker:
@@ -83,3 +124,8 @@ def chunker_for(params: ChunkerParams) -> Chunker:
             hint="the store was made by a newer casstore: upgrade",
         ) from None
     return algorithm(params)
+
+
+def kernel() -> str:
+    """The kernel that new stores are cut with here. Raises `InvalidInputError`, see `chunker_for`."""
+    return gated.selected().name

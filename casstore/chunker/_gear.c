@@ -6,23 +6,9 @@
  *
  * casstore/chunker/fastcdc.py is the specification; this file gives the same cuts (tests/unit/test_chunker.py).
  * Cuts are part of the store format: a change here that moves one cut is a new algorithm with a new name.
- *
- * Limited API of CPython 3.11. The GIL is released while a large buffer is scanned, so the caller must not
- * change the buffer during the call.
  */
-#ifndef Py_LIMITED_API
-#define Py_LIMITED_API 0x030B0000
-#endif
-#define PY_SSIZE_T_CLEAN
-#include <Python.h>
+#include "_cuts.h"
 
-#include <stdint.h>
-#include <stdlib.h>
-
-/* Scanning less than this costs about as little as handing the GIL over. */
-#define RELEASE_GIL_FROM (64 * 1024)
-
-#define LARGEST_MAXIMUM ((Py_ssize_t)1 << 30)
 #define SMALLEST_AVERAGE 16
 
 /* GEAR[i] = first 8 bytes, little-endian, of sha256(b"casstore gear" + bytes([i])); fastcdc.py computes the same. */
@@ -112,8 +98,9 @@ scan(const uint8_t *data, Py_ssize_t from, Py_ssize_t to, uint64_t limit, uint64
 
 /* The length of the first chunk of data[0:size], or 0 when more data could still decide. */
 static Py_ssize_t
-first_cut(const uint8_t *data, Py_ssize_t size, const Params *params)
+first_cut(const uint8_t *data, Py_ssize_t size, const void *sizes)
 {
+    const Params *params = sizes;
     Py_ssize_t limit = size < params->maximum ? size : params->maximum;
     Py_ssize_t normal = limit < params->average ? limit : params->average;
     Py_ssize_t cut = 0;
@@ -129,49 +116,6 @@ first_cut(const uint8_t *data, Py_ssize_t size, const Params *params)
         cut = limit;
     }
     return cut;
-}
-
-typedef struct {
-    Py_ssize_t *ends;
-    size_t count, room;
-} Cuts;
-
-static int
-append(Cuts *cuts, Py_ssize_t end)
-{
-    if (cuts->count == cuts->room) {
-        size_t room = cuts->room ? cuts->room * 2 : 64;
-        Py_ssize_t *ends = realloc(cuts->ends, room * sizeof *ends);
-        if (ends == NULL) {
-            return -1;
-        }
-        cuts->ends = ends;
-        cuts->room = room;
-    }
-    cuts->ends[cuts->count++] = end;
-    return 0;
-}
-
-/* All cuts of a buffer; touches no Python object. -1 when memory is short. */
-static int
-find_cuts(const uint8_t *data, Py_ssize_t size, const Params *params, int final, Cuts *cuts)
-{
-    Py_ssize_t start = 0;
-
-    while (start < size) {
-        Py_ssize_t length = first_cut(data + start, size - start, params);
-        if (!length) {
-            if (!final) {
-                break;
-            }
-            length = size - start;
-        }
-        start += length;
-        if (append(cuts, start) < 0) {
-            return -1;
-        }
-    }
-    return 0;
 }
 
 static int
@@ -194,20 +138,6 @@ fill_params(Params *params)
     return 0;
 }
 
-static PyObject *
-list_of(const Cuts *cuts)
-{
-    PyObject *list = PyList_New((Py_ssize_t)cuts->count);
-
-    for (size_t i = 0; list != NULL && i < cuts->count; i++) {
-        PyObject *end = PyLong_FromSsize_t(cuts->ends[i]);
-        if (end == NULL || PyList_SetItem(list, (Py_ssize_t)i, end) < 0) {
-            Py_CLEAR(list);
-        }
-    }
-    return list;
-}
-
 PyDoc_STRVAR(boundaries_doc,
 "boundaries(data, minimum, average, maximum, final)\n--\n\n"
 "End offsets of the chunks of data, ascending; the same as casstore.chunker.fastcdc.boundaries.");
@@ -216,11 +146,9 @@ static PyObject *
 boundaries(PyObject *module, PyObject *args, PyObject *kwargs)
 {
     static char *names[] = {"data", "minimum", "average", "maximum", "final", NULL};
-    PyObject *data, *result = NULL;
+    PyObject *data;
     Params params;
-    Cuts cuts = {NULL, 0, 0};
-    Py_buffer view;
-    int final, status;
+    int final;
 
     (void)module;
     if (!PyArg_ParseTupleAndKeywords(args, kwargs, "Onnnp:boundaries", names, &data, &params.minimum,
@@ -230,26 +158,10 @@ boundaries(PyObject *module, PyObject *args, PyObject *kwargs)
         }
         return NULL;
     }
-    if (fill_params(&params) < 0 || PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0) {
+    if (fill_params(&params) < 0) {
         return NULL;
     }
-    if (view.len < RELEASE_GIL_FROM) {
-        status = find_cuts(view.buf, view.len, &params, final, &cuts);
-    }
-    else {
-        Py_BEGIN_ALLOW_THREADS
-        status = find_cuts(view.buf, view.len, &params, final, &cuts);
-        Py_END_ALLOW_THREADS
-    }
-    PyBuffer_Release(&view);
-    if (status < 0) {
-        PyErr_NoMemory();
-    }
-    else {
-        result = list_of(&cuts);
-    }
-    free(cuts.ends);
-    return result;
+    return cuts_of(data, first_cut, &params, final);
 }
 
 PyDoc_STRVAR(table_doc,

@@ -1,4 +1,4 @@
-"""FastCDC 2020: the reference in Python, and the choice between it and the compiled kernel.
+"""``fastcdc-2020``: the reference in Python; for stores made before ``gated-2026``.
 
 Source: Xia et al., "The Design of Fast Content-Defined Chunking for Data Deduplication Based Storage Systems",
 IEEE TPDS 31(9), 2020.
@@ -10,22 +10,11 @@ algorithm with a new name.
 from __future__ import annotations
 
 import hashlib
-import importlib
-from collections.abc import Callable
 
-from casstore.config import environment
+from casstore.chunker.kernels import Boundaries, Kernel, choose, compiled
 from casstore.digest import Buffer
-from casstore.errors import InvalidInputError
 
-Boundaries = Callable[[Buffer, int, int, int, bool], list[int]]
-
-_compiled: Boundaries | None
-try:
-    # Not an import statement: import-linter cannot see extension modules and takes it for one of the whole package.
-    _compiled = importlib.import_module("casstore.chunker._gear").boundaries
-except ImportError:  # no compiler when casstore was installed
-    _compiled = None
-
+ALGORITHM = "fastcdc-2020"
 HASH_BITS = 64
 NORMALISATION = 2
 """bits a cut is made harder by before the average size, and easier by after it"""
@@ -106,26 +95,15 @@ def _first_cut(window: memoryview, minimum: int, average: int, maximum: int) -> 
     return maximum if len(window) == maximum else 0
 
 
-def kernel() -> str:
-    """The kernel in use: ``"c"``, or ``"python"`` where the extension was not built.
-
-    ``CASSTORE_CHUNKER_KERNEL`` demands one; `InvalidInputError` if there is no such kernel here.
-    """
-    demand = environment("CHUNKER_KERNEL")
-    if demand is None:
-        return "python" if _compiled is None else "c"
-    if demand not in {"c", "python"}:
-        raise InvalidInputError(f"CASSTORE_CHUNKER_KERNEL is {demand!r}", hint="use c or python")
-    if demand == "c" and _compiled is None:
-        raise InvalidInputError(
-            "CASSTORE_CHUNKER_KERNEL demands the C kernel, and casstore was installed without it",
-            hint="install a C compiler and reinstall casstore, or unset the variable",
-        )
-    return demand
+def _kernels() -> dict[str, Boundaries]:
+    module = compiled("_gear")
+    return ({} if module is None else {"c": module.boundaries}) | {"python": boundaries}
 
 
-def selected() -> Boundaries:
-    """The `boundaries` of the kernel in use."""
-    if kernel() == "c" and _compiled is not None:
-        return _compiled
-    return boundaries
+KERNELS = _kernels()
+"""those of this machine by name, the fastest first"""
+
+
+def selected() -> Kernel:
+    """The kernel in use. Raises `InvalidInputError`, see `kernels.choose`."""
+    return choose(ALGORITHM, KERNELS)
