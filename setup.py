@@ -1,4 +1,4 @@
-"""Builds the C kernel of the chunker; everything else is in pyproject.toml."""
+"""Builds the C extensions; everything else is in pyproject.toml."""
 
 import sys
 
@@ -6,13 +6,43 @@ from setuptools import Extension, setup
 
 setup(
     ext_modules=[
+        *(
+            Extension(
+                f"casstore.chunker.{name}",
+                sources=[f"casstore/chunker/{name}.c"],
+                depends=["casstore/chunker/_cuts.h"],
+                define_macros=[("Py_LIMITED_API", "0x030B0000")],
+                # No flags for a certain processor: a kernel that needs one says so itself and is chosen when it runs.
+                extra_compile_args=["/O2"] if sys.platform == "win32" else ["-O3"],
+                py_limited_api=True,
+                optional=True,  # without a compiler the pure-Python kernels run
+            )
+            for name in ("_gated", "_gear")
+        ),
         Extension(
-            "casstore.chunker._gear",
-            sources=["casstore/chunker/_gear.c"],
+            "casstore._files",
+            sources=["casstore/_files.c"],
+            define_macros=[("Py_LIMITED_API", "0x030B0000")],
+            extra_compile_args=["-O2"],
+            py_limited_api=True,
+            optional=True,  # without it small files are read one by one
+        ),
+        Extension(
+            "casstore._planes",
+            sources=["casstore/_planes.c"],
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             extra_compile_args=["/O2"] if sys.platform == "win32" else ["-O3"],
             py_limited_api=True,
-            optional=True,  # without a compiler the pure-Python kernel runs
-        )
+            libraries=[] if sys.platform == "win32" else ["m"],
+            optional=True,  # without it casstore/planes.py does the same, slower
+        ),
+        Extension(
+            "casstore.gc._sketch",
+            sources=["casstore/gc/_sketch.c"],
+            define_macros=[("Py_LIMITED_API", "0x030B0000")],
+            extra_compile_args=["/O2"] if sys.platform == "win32" else ["-O3"],
+            py_limited_api=True,
+            optional=True,  # without it casstore/gc/sketch.py does the same, slower
+        ),
     ]
 )

@@ -7,7 +7,6 @@ compression still coarse; frames are gathered into a pack.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from casstore.codec import Codec
 from casstore.digest import Buffer, Sealer
@@ -22,18 +21,30 @@ from casstore.format.packs import (
     encode_footer,
     frame_header,
     parse_frame,
+    split_frame,
 )
 from casstore.model import AddPack, ChunkKind, FrameInfo, Location, PackContent
+from casstore.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """An encoded frame: header and payload, and what it holds."""
+    """An encoded frame: header and payload, in any number of parts, and what it holds."""
 
-    stored: bytes
+    parts: tuple[Buffer, ...]
     raw: int
     digests: tuple[bytes, ...]
     lengths: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        """Stored bytes."""
+        return sum(map(len, self.parts))
+
+    @property
+    def stored(self) -> bytes:
+        """All parts in one; this copies them."""
+        return b"".join(self.parts)
 
 
 def encode_frame(codec: Codec, chunks: Sequence[tuple[bytes, Buffer]]) -> Frame:
@@ -54,7 +65,7 @@ def encode_frame(codec: Codec, chunks: Sequence[tuple[bytes, Buffer]]) -> Frame:
             raise IntegrityError("a frame did not decode to what was encoded", hint="check this machine's memory")
         at += len(part)
     header = frame_header(number, raw, payload)
-    return Frame(header + payload, raw, tuple(digest for digest, _ in chunks), lengths)
+    return Frame((header, payload), raw, tuple(digest for digest, _ in chunks), lengths)
 
 
 def decode_frame(codec: Codec, data: Buffer, raw: int, what: str) -> bytes:
@@ -64,6 +75,18 @@ def decode_frame(codec: Codec, data: Buffer, raw: int, what: str) -> bytes:
         return codec.decode(number, payload, raw, what)
     except UnsupportedFormatError as error:
         # The log announces what a reader must know; so this is a flipped bit, which must not hide other chunks.
+        raise IntegrityError(f"{error.message}: it is damaged", hint="casstore fsck --read-data --repair") from None
+
+
+def decode_frame_start(codec: Codec, data: Buffer, raw: int, upto: int, what: str) -> bytes:
+    """The first ``upto`` bytes, or more, of the plaintext of a stored frame, or as many as come out of it.
+
+    For chunks whose digests are checked after: nothing here says that it is whole. Raises `IntegrityError`.
+    """
+    number, payload = split_frame(data, what)
+    try:
+        return codec.decode_start(number, payload, raw, upto, what)
+    except UnsupportedFormatError as error:
         raise IntegrityError(f"{error.message}: it is damaged", hint="casstore fsck --read-data --repair") from None
 
 
@@ -106,9 +129,10 @@ class PackWriter:
 
     def add(self, frame: Frame, children: Sequence[int] = ()) -> None:
         """Append a frame; for nodes, the number of children of each."""
-        self._parts.append(frame.stored)
-        self.size += len(frame.stored)
-        self._frames.append(FrameInfo(len(frame.stored), frame.raw, len(frame.digests)))
+        size = frame.size
+        self._parts.extend(frame.parts)
+        self.size += size
+        self._frames.append(FrameInfo(size, frame.raw, len(frame.digests)))
         self._digests.extend(frame.digests)
         self._lengths.extend(frame.lengths)
         self._children.extend(children)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, field, replace
 from datetime import datetime
 
 from casstore.backend import ObjectInfo
@@ -22,14 +22,19 @@ from casstore.errors import BackendError
 from casstore.expiry import sweep, terms_in_force, tick
 from casstore.gc.account import Account, Reason, account_for
 from casstore.gc.clearance import check_counts, clear
+from casstore.gc.optimize import optimize, to_examine
 from casstore.gc.plan import Fate, Limits, PackFate, Plan, make_plan
 from casstore.gc.reclaim import condemn_orphans, ended_packs, listed_packs, reclaim
 from casstore.gc.retire import Budget, predicted, retire
 from casstore.gc.room import ANY_AGE, Room
 from casstore.model import GCRun, Progress, Purge, Record, no_progress
 from casstore.overlay import Tables
+from casstore.statcache import StatCache
 from casstore.state import head_of
+from casstore.values import dataclass
 
+LAZY, EAGER = 0.5, 0.1
+"""share of the index that must be free for a run to write it anew; the latter if bytes are wanted back at once"""
 TEMPORARY_AGE = 48 * 3600 * 1_000_000
 
 
@@ -49,6 +54,8 @@ class Options:
     """have the store alone"""
     executor: Executor | None = None
     """reads nodes for the mark"""
+    optimize: bool = False
+    """also arrange what is not arranged yet (`casstore.gc.optimize`)"""
 
 
 @dataclass(slots=True)
@@ -58,6 +65,8 @@ class GCReport:
     ``freed_bytes``: by which the store got smaller for good: bytes deleted less their content that was copied.
     ``reclaimed_bytes``: bytes deleted. ``repacked_bytes``: bytes written to move live content.
     ``pending_bytes``: free, but kept for the grace, the last of it until ``pending_until``.
+    ``examined_bytes``: of packs that were looked at to arrange their content anew, ``optimized_packs`` those that ended
+    by it, ``optimized_saved_bytes`` what they had more than the packs in their place: free when they are deleted.
     ``kept_by``: why bytes are still there, each under one reason (`casstore.gc.account`): they add up to the bytes of
     all packs less ``doubled_bytes``, which are in packs in their grace, but whose content is in others by now. With
     what was freed, they add up to what they did before. ``errors``: what is damaged. ``notes``: what else was out of
@@ -73,10 +82,15 @@ class GCReport:
     reclaimed_bytes: int = 0
     repacked_bytes: int = 0
     condemned_packs: int = 0
+    examined_bytes: int = 0
+    optimized_packs: int = 0
+    optimized_saved_bytes: int = 0
     pending_bytes: int = 0
     pending_until: datetime | None = None
     kept_by: dict[str, int] = field(default_factory=dict)
     doubled_bytes: int = 0
+    index_bytes: int = 0
+    """by which the files of the index got smaller"""
     expired: list[str] = field(default_factory=list)
     """versions past their time to live, moved to the trash"""
     purged: list[str] = field(default_factory=list)
@@ -131,11 +145,13 @@ class _Collection:
         self.engine, self.options, self.gc_run, self.report, self.progress = engine, options, run, report, progress
         now = engine.runtime.monotonic
         deadline = None if options.max_seconds is None else now() + options.max_seconds
-        self.to_retire, self.to_delete = (
+        self.to_retire, self.to_optimize, self.to_delete = (
+            Budget(options.max_bytes, deadline, now),
             Budget(options.max_bytes, deadline, now),
             Budget(options.max_bytes, deadline, now),
         )
         self.room = Room(engine, lambda: self._delete() > 0)
+        self.walked = False
         self.unmoved: list[PackFate] = []
         """packs whose content was not moved for want of room, as of the last pass"""
 
@@ -143,7 +159,7 @@ class _Collection:
         """All of it. Begins again, deleting before it copies, when the disk turns out to be full."""
         engine, options, report, room = self.engine, self.options, self.report, self.room
         if not options.incremental:
-            report.marked_nodes = check_counts(engine, report.errors, self.progress, options.executor)
+            check_counts(engine, report.errors, self.progress, walk=False)
         room.insist(self._once)
         if (room.tight or self.unmoved) and report.reclaimed_packs:
             room.tight = False
@@ -153,6 +169,7 @@ class _Collection:
         room.restore()
         self._if_there_is_room(lambda: _sum_up(engine, self.gc_run, report))
         self._if_there_is_room(self._checkpoint)
+        self._if_there_is_room(self._compact)
         report.notes += room.notes
         report.notes += [
             f"pack {fate.pack.hex()} is not repacked: there is no room to copy it" for fate in self.unmoved
@@ -161,6 +178,13 @@ class _Collection:
     def _checkpoint(self) -> None:
         if is_due(self.engine):
             make_checkpoint(self.engine, self.progress)
+
+    def _compact(self) -> None:
+        limits = self.options.limits
+        eager = limits.compact or limits.store_waste is not None
+        if eager:
+            StatCache(self.engine.view, self.engine.runtime).forget_gone()
+        self.report.index_bytes = self.engine.view.compact(EAGER if eager else LAZY)
 
     def _if_there_is_room(self, work: Callable[[], None]) -> None:
         """What may be left for the next run."""
@@ -179,6 +203,12 @@ class _Collection:
         report.purged += purged
         report.aborted_batches += aborted
         plan = _plan(engine, options)
+        idle = plan.idle and not options.optimize
+        if not (idle or options.incremental or self.walked or options.grace <= 0):
+            # What is ended now is deleted by a run to come; who walks right before deleting need not walk here.
+            report.marked_nodes = check_counts(engine, report.errors, self.progress, options.executor)
+            self.walked = True
+            plan = _plan(engine, options)
         report.packs = [*{fate.pack: fate for fate in (*report.packs, *plan.fates)}.values()]
         fits = (lambda _: False) if self.room.tight else self.room.fits
         done = retire(engine, plan, self.to_retire, self.gc_run, fits, self.progress)
@@ -187,9 +217,24 @@ class _Collection:
         report.repacked_bytes += done.copied
         report.errors += [error for error in done.errors if error not in report.errors]
         self.unmoved = done.unmoved
+        if options.optimize:
+            self._optimize(fits)
         orphans_until = engine.runtime.now() - options.orphan_age if options.orphan_age else ANY_AGE
         report.condemned_packs += len(condemn_orphans(engine, listed_packs(engine), orphans_until, self.gc_run))
         self._delete()
+
+    def _optimize(self, fits: Callable[[int], bool]) -> None:
+        """Arrange content anew, after what is garbage has gone."""
+        engine, report = self.engine, self.report
+        done = optimize(engine, _plan(engine, self.options), self.to_optimize, self.gc_run, fits, self.progress)
+        report.examined_bytes += done.examined
+        report.optimized_packs += done.moved.packs
+        report.optimized_saved_bytes += done.saved
+        report.retired_packs += done.moved.packs
+        report.freed_chunks += done.moved.chunks
+        report.repacked_bytes += done.moved.copied
+        report.errors += [error for error in done.moved.errors if error not in report.errors]
+        self.unmoved += done.moved.unmoved
 
     def _delete(self) -> int:
         """Delete ended packs whose grace is over; returns how many. Writes nothing."""
@@ -252,6 +297,8 @@ def _sum_up(engine: Engine, run: GCRun, report: GCReport) -> None:
         "reclaimed_packs": report.reclaimed_packs,
         "reclaimed_bytes": report.reclaimed_bytes,
         "repacked_bytes": report.repacked_bytes,
+        "optimized_packs": report.optimized_packs,
+        "optimized_saved_bytes": report.optimized_saved_bytes,
         "freed_bytes": report.freed_bytes,
         "pending_bytes": report.pending_bytes,
     }
@@ -317,6 +364,7 @@ def _foresee(engine: Engine, options: Options, report: GCReport) -> GCReport:
     with engine.foresee(purge) as tables:
         plan = make_plan(tables, head_of(tables).seq, engine.config, options.limits)
         found = _account(engine, options, tables, plan, listed)
+        report.examined_bytes = to_examine(engine, plan) if options.optimize else 0
     report.freed_chunks = predicted(plan)
     report.packs = list(plan.fates)
     report.retired_packs = len(plan.packs(Fate.RETIRE)) + len(plan.packs(Fate.REPACK))

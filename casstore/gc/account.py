@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass
 from enum import StrEnum
 
 from casstore.backend import ObjectInfo
@@ -18,6 +17,7 @@ from casstore.gc.plan import Fate, Plan, Release
 from casstore.model import LostRow, PackState, PinRow
 from casstore.overlay import Tables
 from casstore.state import CHUNK, LOST, PIN
+from casstore.values import dataclass
 from casstore.view import pack_at, trashed, unreferenced
 
 

@@ -27,7 +27,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Executor, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
 
 from casstore.backend.local import LocalBackend
 from casstore.engine import Engine
@@ -40,6 +39,7 @@ from casstore.gc.nodereading import Found, NodeSource, References, read_nodes, r
 from casstore.model import KEPT, Drop, PackState, PinRow, Progress, VersionRow, no_progress
 from casstore.overlay import Tables
 from casstore.state import CHUNK, LOST, NODE, PIN, VERSION
+from casstore.values import dataclass
 from casstore.view import pack_at
 
 BATCH = 64
@@ -98,6 +98,13 @@ def mark(
         f"versions were purged and collected under the mark {RESTARTS} times; nothing was deleted",
         hint="casstore gc again when fewer collectors are busy",
     )
+
+
+def agrees(engine: Engine) -> bool:
+    """Whether the counts in the view are those of its nodes and roots. Walks nothing; see `casstore.gc.counts`."""
+    engine.view.refresh()
+    with engine.view.read() as tables:
+        return take_snapshot(tables).agrees
 
 
 def check_reachable(engine: Engine, roots: Iterable[bytes]) -> None:
@@ -166,8 +173,8 @@ class Homes:
         doubtful: dict[bytes, list[bytes]] = {}
         with self.engine.view.read() as tables:
             excused = tables.count(LOST) > 0
-            for digest in digests:
-                row = tables.get(CHUNK, digest)
+            wanted = list(digests)
+            for digest, row in zip(wanted, tables.get_many(CHUNK, wanted), strict=True):
                 if row is None:
                     raise LostError(digest)
                 pack = pack_of_row(row)

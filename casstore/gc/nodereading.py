@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import ParamSpec, TypeVar
@@ -15,8 +14,9 @@ from casstore.chunks import ChunkReader
 from casstore.codec import ZstdCodec
 from casstore.digest import hash_function
 from casstore.errors import CasstoreError, IntegrityError
-from casstore.format.nodes import decode_node
+from casstore.format.nodes import references_of
 from casstore.model import Location
+from casstore.values import dataclass
 
 P = ParamSpec("P")
 T = TypeVar("T")
@@ -56,8 +56,8 @@ class NodeSource:
 
 def references(digest: bytes, data: bytes) -> References:
     """What the bytes of a node refer to. Raises `FormatError`."""
-    node = decode_node(data, f"node {digest.hex()}")
-    return References(b"".join(dict.fromkeys(node.subtrees())), b"".join(node.references()))
+    below, every = references_of(data, f"node {digest.hex()}")
+    return References(b"".join(below), b"".join(every))
 
 
 def read_nodes(source: NodeSource, places: Sequence[tuple[bytes, Location | None]]) -> list[Found]:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from enum import StrEnum
+from itertools import islice
 
 from casstore.config import GIB, StoreConfig
 from casstore.format.rows import decode_row, length_of_row, pack_of_row, refcount, stored_share
 from casstore.model import ChunkKind, LostRow, PackRow, PackState
 from casstore.overlay import Tables
 from casstore.policy import DEFAULT_POLICY, Policy
-from casstore.state import CHUNK, LOST
+from casstore.state import CHUNK, LOST, NO_PACK, NODE
+from casstore.values import dataclass
 from casstore.view import children_of, packs, unreferenced
 
 SMALL_FRACTION = 0.25
+TOGETHER = 256
+"""digests whose rows are looked up together"""
 
 
 class Fate(StrEnum):
@@ -58,6 +62,7 @@ class Garbage:
     raw: int = 0
     stored: int = 0
     by_pack: dict[bytes, list[bytes]] = field(default_factory=dict)
+    raw_by_pack: dict[bytes, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,12 @@ class Plan:
     garbage: Garbage
     fates: tuple[PackFate, ...]
 
+    @property
+    def idle(self) -> bool:
+        """True if there is nothing to be done: garbage in packs that stay as they are waits."""
+        waits = not self.garbage.nodes and NO_PACK not in self.garbage.by_pack
+        return waits and all(pack.fate is Fate.KEEP for pack in self.fates)
+
     def packs(self, fate: Fate) -> list[PackFate]:
         """The packs of one fate, in the order they are to be worked on."""
         return [pack for pack in self.fates if pack.fate is fate]
@@ -75,11 +86,15 @@ class Plan:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How eager a collection is. ``max_waste``: share of a pack that may be garbage; None = the policy."""
+    """How eager a collection is. ``max_waste``: share of a pack that may be garbage; None = the policy.
+
+    ``store_waste``: share of the store that may, whatever it takes to get there; None = as far as the policy allows.
+    """
 
     max_waste: float | None = None
     compact: bool = False
     policy: Policy = DEFAULT_POLICY
+    store_waste: float | None = None
 
 
 class Release:
@@ -97,27 +112,37 @@ class Release:
             pass
         return release
 
-    def let_go(self, digests: Iterable[bytes]) -> Iterator[bytes]:
+    def let_go(self, digests: Iterable[bytes]) -> list[bytes]:
         """Take one reference from each; those that had no other."""
-        for digest in digests:
-            count = self._counts.get(digest)
-            if count is None:
-                row = self._tables.get(CHUNK, digest)
-                if row is None:
-                    continue
-                count = refcount(row)
-            self._counts[digest] = count - 1
-            if count == 1:
-                yield digest
+        counts = self._counts
+        given = list(digests)
+        unknown = [digest for digest in dict.fromkeys(given) if digest not in counts]
+        for digest, row in zip(unknown, self._tables.get_many(CHUNK, unknown), strict=True):
+            if row is not None:
+                counts[digest] = refcount(row)
+        free: list[bytes] = []
+        for digest in given:
+            count = counts.get(digest)
+            if count is not None:
+                counts[digest] = count - 1
+                if count == 1:
+                    free.append(digest)
+        return free
 
     def drain(self, free: Iterable[bytes]) -> Iterator[tuple[bytes, list[bytes] | None]]:
         """What is free and all that becomes so with it, parents first; with its children, None if it is no node."""
         queue = deque(free)
         while queue:
-            digest = queue.popleft()
-            children = children_of(self._tables, digest)
-            yield digest, children
-            queue.extend(self.let_go(children or ()))
+            # A few at a time: their lists of children are in memory together.
+            part = [queue.popleft() for _ in range(min(TOGETHER, len(queue)))]
+            for digest, row in zip(part, self._tables.get_many(NODE, part), strict=True):
+                if row is None:
+                    yield digest, None
+                    continue
+                width = len(digest)
+                children = [row[at : at + width] for at in range(0, len(row), width)]
+                yield digest, children
+                queue += self.let_go(children)
 
 
 def garbage(tables: Tables, released: Iterable[bytes] | None = None) -> Garbage:
@@ -134,16 +159,18 @@ def garbage(tables: Tables, released: Iterable[bytes] | None = None) -> Garbage:
     nodes: list[bytes] = []
     chunks: list[bytes] = []
     by_pack: dict[bytes, list[bytes]] = {}
-    raw = 0
+    raw_by_pack: dict[bytes, int] = {}
     stored = 0
-    for digest, children in dead:
-        row = tables.get(CHUNK, digest)
-        assert row is not None
-        raw += length_of_row(row)
-        stored += stored_share(row)
-        by_pack.setdefault(pack_of_row(row), []).append(digest)
-        (chunks if children is None else nodes).append(digest)
-    return Garbage(tuple(nodes), tuple(chunks), raw, stored, by_pack)
+    while part := [(digest, children is None) for digest, children in islice(dead, TOGETHER)]:
+        rows = tables.get_many(CHUNK, [digest for digest, _ in part])
+        for (digest, leaf), row in zip(part, rows, strict=True):
+            assert row is not None
+            pack, length = pack_of_row(row), length_of_row(row)
+            stored += stored_share(row)
+            by_pack.setdefault(pack, []).append(digest)
+            raw_by_pack[pack] = raw_by_pack.get(pack, 0) + length
+            (chunks if leaf else nodes).append(digest)
+    return Garbage(tuple(nodes), tuple(chunks), sum(raw_by_pack.values()), stored, by_pack, raw_by_pack)
 
 
 def footprint_of(tables: Tables, root: bytes) -> int:
@@ -168,10 +195,10 @@ def make_plan(tables: Tables, at: int, config: StoreConfig, limits: Limits) -> P
     """Fates with reasons for every live pack (docs/GC.md, repack policy)."""
     found = garbage(tables)
     damaged = _damaged(tables, found)
-    judged = [_judge(tables, name, row, found, limits) for name, row in packs(tables) if row.state is PackState.LIVE]
+    judged = [_judge(name, row, found, limits) for name, row in packs(tables) if row.state is PackState.LIVE]
     judged = _small_packs(judged, config, limits)
     if limits.max_waste is None and not limits.compact:
-        judged = _bounded(judged, limits.policy)
+        judged = _bounded(judged, limits)
     judged = [
         _with(pack, Fate.KEEP, "something in it is damaged and not healed yet")
         if pack.fate is Fate.REPACK and pack.pack in damaged
@@ -190,9 +217,8 @@ def _damaged(tables: Tables, found: Garbage) -> set[bytes]:
     return {row.pack for digest, row in lost if not row.erased and digest not in dead.get(row.pack, ())}
 
 
-def _judge(tables: Tables, name: bytes, row: PackRow, found: Garbage, limits: Limits) -> PackFate:
-    dead_placed = sum(length_of_row(tables.get(CHUNK, digest) or b"") for digest in found.by_pack.get(name, ()))
-    live = row.placed_raw - dead_placed
+def _judge(name: bytes, row: PackRow, found: Garbage, limits: Limits) -> PackFate:
+    live = row.placed_raw - found.raw_by_pack.get(name, 0)
     waste = 1 - live / row.raw if row.raw else 1.0
     if live == 0:
         return PackFate(name, row.kind, row.size, row.raw, live, Fate.RETIRE, "nothing in it is needed")
@@ -201,6 +227,8 @@ def _judge(tables: Tables, name: bytes, row: PackRow, found: Garbage, limits: Li
         allowed = 0.0
     elif limits.max_waste is not None:
         allowed = limits.max_waste
+    elif limits.store_waste is not None:
+        allowed = 0.0
     strict = limits.compact or limits.max_waste is not None
     if waste > allowed or (waste == allowed and waste > 0 and not strict):
         return PackFate(name, row.kind, row.size, row.raw, live, Fate.REPACK, f"{waste:.0%} of it is garbage")
@@ -229,19 +257,24 @@ def _small_packs(judged: list[PackFate], config: StoreConfig, limits: Limits) ->
     ]
 
 
-def _bounded(judged: list[PackFate], policy: Policy) -> list[PackFate]:
+def _bounded(judged: list[PackFate], limits: Limits) -> list[PackFate]:
     """Repack the most rewarding packs only, until little waste is left or enough was copied."""
+    policy = limits.policy
     total = sum(pack.size for pack in judged)
     waste = sum(pack.dead_stored for pack in judged)
     budget = min(max(total // 10, GIB), 10 * GIB) if policy.copy_bytes is None else policy.copy_bytes
+    enough = policy.store_waste
+    if limits.store_waste is not None:
+        enough, budget = limits.store_waste, total
+        total = sum(pack.live * pack.size // pack.raw if pack.raw else 0 for pack in judged)
     result: list[PackFate] = []
     for pack in sorted(judged, key=lambda p: (p.fate is not Fate.RETIRE, -p.dead / (p.live + 1))):
         if pack.fate is Fate.RETIRE:
             waste -= pack.size
         elif pack.fate is Fate.REPACK and pack.dead:
             copy = pack.size - pack.dead_stored
-            if waste <= total * policy.store_waste:
-                reason = f"{policy.store_waste:.0%} garbage in the whole store is allowed"
+            if waste <= total * enough:
+                reason = f"{enough:.0%} garbage in the whole store is allowed"
                 result.append(_with(pack, Fate.KEEP, reason))
                 continue
             if copy > budget:

@@ -6,7 +6,7 @@ The only place, besides nothing else, that calls `Backend.delete`.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from casstore.backend import ObjectInfo
 from casstore.engine import Engine
@@ -15,6 +15,7 @@ from casstore.gc.retire import Budget
 from casstore.model import Condemn, GCRun, PackRow, PackState, Progress, Record
 from casstore.overlay import Tables
 from casstore.state import PACK
+from casstore.values import dataclass
 from casstore.view import pack_at
 
 CONDEMN_BATCH = 1000
@@ -96,7 +97,7 @@ def reclaim(
     due: list[tuple[bytes, PackRow]] = []
     for pack, row in ended:
         gain = listed[pack].size - row.moved
-        if row.since + grace > now or not budget.spend(gain):
+        if row.since + grace > now or not budget.spend(max(gain, 0)):
             result.pending.append((pack, gain, row.since + grace))
         else:
             due.append((pack, row))

@@ -5,9 +5,11 @@ Every step is validated again on the state it is committed to; what was revived 
 
 from __future__ import annotations
 
+from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from casstore.backend.room import is_full
 from casstore.engine import Build, Engine
@@ -22,14 +24,26 @@ from casstore.format.packs import (
     locations,
 )
 from casstore.format.rows import decode_row, pack_of_row, refcount
+from casstore.gc.groups import group_bytes, group_codec, is_group
 from casstore.gc.plan import Fate, PackFate, Plan
 from casstore.model import AddPack, ChunkKind, Drop, GCRun, Location, LostRow, PackState, Progress, Record, Retire
 from casstore.overlay import Tables
 from casstore.pack import Frame, PackWriter, check_chunk, decode_frame, encode_frame
-from casstore.state import CHUNK, LOST, NO_PACK, PACK
-from casstore.view import children_of, pack_at
+from casstore.state import CHUNK, LOST, NO_PACK, NODE, PACK
+from casstore.values import dataclass
+from casstore.view import pack_at
 
 DROP_BATCH = 20_000
+DROP_EDGES = 50_000
+"""children of the nodes that one transaction drops, about: each is a row that changes, and in memory until it has"""
+TOGETHER = 256
+"""nodes that are looked up together"""
+SPAN = 4 * 1024 * 1024
+"""frames of a pack that follow one another are read together up to this many bytes"""
+FRAMES = 8
+"""frames that may be on their way into a new pack"""
+SPANS = 4
+"""spans that are being read and checked at a time"""
 SMALL_FRAME = 4
 """frames with less plaintext than a quarter of the aim are compressed again, with their neighbours"""
 
@@ -91,40 +105,52 @@ def retire(
     _retire_whole(engine, plan, whole, run, done)
     for kind in ChunkKind:
         chosen = [pack for pack in plan.packs(Fate.REPACK) if pack.kind is kind]
-        _repack(_Job(engine, plan, since, run, done, fits), chosen, budget, progress)
+        _repack(Job(engine, plan, since, run, done, fits), chosen, budget, progress)
     return done
 
 
 def _drop_nodes(engine: Engine, nodes: Sequence[bytes], run: GCRun) -> int:
     """Forget dead nodes, parents first, so that what only they held is free."""
     dropped = 0
-    for at in range(0, len(nodes), DROP_BATCH):
-        batch = nodes[at : at + DROP_BATCH]
+    at = 0
+    while at < len(nodes):
         chosen: list[bytes] = []
+        looked = 0
 
-        def build(tables: Tables, batch: Sequence[bytes] = batch, chosen: list[bytes] = chosen) -> Sequence[Record]:
-            chosen[:] = _droppable(tables, batch)
+        def build(tables: Tables, at: int = at, chosen: list[bytes] = chosen) -> Sequence[Record]:
+            nonlocal looked
+            chosen[:], looked = _droppable(tables, nodes[at : at + DROP_BATCH])
             return (run, Drop(tuple(chosen))) if chosen else ()
 
         engine.commit(build)
         dropped += len(chosen)
+        at += looked
     return dropped
 
 
-def _droppable(tables: Tables, digests: Iterable[bytes]) -> list[bytes]:
-    """Those of some digests, parents before children, that nothing holds once the ones before are gone."""
-    counts: dict[bytes, int] = {}
+def _droppable(tables: Tables, digests: Sequence[bytes]) -> tuple[list[bytes], int]:
+    """Those of some digests, parents before children, that nothing holds once the ones before are gone.
+
+    Ends early when these have `DROP_EDGES` children together; also returns how many digests were looked at.
+    """
+    released: Counter[bytes] = Counter()
     chosen: list[bytes] = []
-    for digest in digests:
-        row = tables.get(CHUNK, digest)
-        if row is None or counts.get(digest, refcount(row)):
-            continue
-        chosen.append(digest)
-        for child in children_of(tables, digest) or ():
-            child_row = tables.get(CHUNK, child)
-            if child_row is not None:
-                counts[child] = counts.get(child, refcount(child_row)) - 1
-    return chosen
+    edges = looked = 0
+    for at in range(0, len(digests), TOGETHER):
+        part = digests[at : at + TOGETHER]
+        rows, nodes = tables.get_many(CHUNK, part), tables.get_many(NODE, part)
+        for digest, row, children in zip(part, rows, nodes, strict=True):
+            if edges >= DROP_EDGES:
+                return chosen, looked
+            looked += 1
+            if row is None or refcount(row) != released[digest]:
+                continue
+            chosen.append(digest)
+            if children is not None:
+                width = len(digest)
+                released.update([children[start : start + width] for start in range(0, len(children), width)])
+                edges += len(children) // width
+    return chosen, looked
 
 
 def _retire_whole(engine: Engine, plan: Plan, chosen: Sequence[PackFate], run: GCRun, done: Retired) -> None:
@@ -157,19 +183,16 @@ def _retire_whole(engine: Engine, plan: Plan, chosen: Sequence[PackFate], run: G
 
 def _dead_in(tables: Tables, pack: bytes, candidates: Iterable[bytes]) -> list[bytes]:
     """Candidates that are still in a pack and that nothing holds."""
-    dead = []
-    for digest in candidates:
-        row = tables.get(CHUNK, digest)
-        if row is not None and pack_of_row(row) == pack and refcount(row) == 0:
-            dead.append(digest)
-    return dead
+    wanted = list(candidates)
+    rows = zip(wanted, tables.get_many(CHUNK, wanted), strict=True)
+    return [digest for digest, row in rows if row is not None and pack_of_row(row) == pack and refcount(row) == 0]
 
 
 # --- moving --------------------------------------------------------------------------------------
 
 
 @dataclass(slots=True)
-class _Source:
+class Source:
     """A pack that is being emptied: what lives in it, in order."""
 
     fate: PackFate
@@ -178,7 +201,7 @@ class _Source:
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class Job:
     """What moving content out of packs works with."""
 
     engine: Engine
@@ -189,10 +212,10 @@ class _Job:
     fits: Callable[[int], bool]
 
 
-def _repack(job: _Job, chosen: Sequence[PackFate], budget: Budget, progress: Progress) -> None:
+def _repack(job: Job, chosen: Sequence[PackFate], budget: Budget, progress: Progress) -> None:
     engine, done = job.engine, job.done
-    batch: list[_Source] = []
-    mover: _Mover | None = None
+    batch: list[Source] = []
+    mover: Mover | None = None
     for position, fate in enumerate(chosen):
         progress("repack", position, len(chosen))
         if not job.fits((0 if mover is None else mover.size) + fate.size - fate.dead_stored):
@@ -201,12 +224,12 @@ def _repack(job: _Job, chosen: Sequence[PackFate], budget: Budget, progress: Pro
         if not budget.spend(fate.dead_stored):
             done.skipped.append((fate, "the limits of this run"))
             continue
-        mover = mover or _Mover(engine, fate.kind)
+        mover = mover or Mover(engine, fate.kind)
         try:
-            source = _open(engine, fate)
+            source = open_source(engine, fate)
             mover.take(source)
         except (IntegrityError, FormatError, NotFoundError) as error:
-            if _ended(engine, fate.pack):
+            if is_ended(engine, fate.pack):
                 done.skipped.append((fate, "another collection was faster"))
             else:
                 done.errors.append(f"pack {fate.pack.hex()} is left as it is: {error}")
@@ -223,7 +246,7 @@ def _repack(job: _Job, chosen: Sequence[PackFate], budget: Budget, progress: Pro
         _flush(job, mover, batch)
 
 
-def _ended(engine: Engine, pack: bytes) -> bool:
+def is_ended(engine: Engine, pack: bytes) -> bool:
     """Whether the log says the end of a pack by now, so that it may be gone."""
     engine.view.refresh()
     with engine.view.read() as tables:
@@ -231,15 +254,21 @@ def _ended(engine: Engine, pack: bytes) -> bool:
     return row is not None and row.state is not PackState.LIVE
 
 
-def _open(engine: Engine, fate: PackFate) -> _Source:
+def open_source(engine: Engine, fate: PackFate) -> Source:
+    """A pack as it is to be emptied. Raises `IntegrityError`, `FormatError`, `NotFoundError`."""
     footer = read_footer(engine, fate.pack, fate.size)
     with engine.view.read() as tables:
+        listed = list(dict.fromkeys(footer.content.digests))
+        sound = not tables.count(LOST)
         live = [
             digest
-            for digest, row in ((d, tables.get(CHUNK, d)) for d in dict.fromkeys(footer.content.digests))
-            if row is not None and pack_of_row(row) == fate.pack and refcount(row) and tables.get(LOST, digest) is None
+            for digest, row in zip(listed, tables.get_many(CHUNK, listed), strict=True)
+            if row is not None
+            and pack_of_row(row) == fate.pack
+            and refcount(row)
+            and (sound or tables.get(LOST, digest) is None)
         ]
-    return _Source(fate, footer, live)
+    return Source(fate, footer, live)
 
 
 def read_footer(engine: Engine, pack: bytes, size: int) -> Footer:
@@ -253,7 +282,53 @@ def read_footer(engine: Engine, pack: bytes, size: int) -> Footer:
     return decode_footer(data, f"the footer of {what}")
 
 
-class _Mover:
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """A frame of a pack, by the place of its first chunk, and what of it is wanted; ``whole``: it may stay one."""
+
+    first: Location
+    wanted: Sequence[tuple[bytes, Location]]
+    whole: bool
+    grouped: bool
+
+    @property
+    def end(self) -> int:
+        return self.first.frame_offset + self.first.frame_stored
+
+
+@dataclass(frozen=True, slots=True)
+class _Checked:
+    """What is wanted of a frame, every chunk of it checked: the frame as it is, or chunks."""
+
+    frame: Frame | None
+    loose: Sequence[tuple[bytes, bytes]] = ()
+    grouped: bool = False
+    """these are left of a group"""
+
+
+def _check_span(engine: Engine, pack: bytes, span: Sequence[_Part]) -> list[_Checked]:
+    """Read frames that follow one another, and check what is wanted of them. Thread-safe. Raises `IntegrityError`."""
+    start = span[0].first.frame_offset
+    data = memoryview(engine.backend.read(pack_key(pack), offset=start, length=span[-1].end - start))
+    found: list[_Checked] = []
+    for part in span:
+        first = part.first
+        what = f"the frame at {first.frame_offset} of pack {pack.hex()}"
+        stored = data[first.frame_offset - start : part.end - start]
+        plain = memoryview(decode_frame(engine.codec, stored, first.frame_raw, what))
+        chunks = [(digest, plain[place.offset : place.offset + place.length]) for digest, place in part.wanted]
+        for digest, chunk in chunks:
+            check_chunk(engine.hash, digest, chunk, what)
+        if part.whole:
+            digests, lengths = zip(*((digest, len(chunk)) for digest, chunk in chunks), strict=True)
+            found.append(_Checked(Frame((stored,), first.frame_raw, digests, lengths)))
+        else:
+            loose = [(digest, bytes(chunk)) for digest, chunk in chunks]
+            found.append(_Checked(None, loose, grouped=part.grouped))
+    return found
+
+
+class Mover:
     """Copies live chunks of one kind into a new pack: whole frames as they are, others compressed again."""
 
     def __init__(self, engine: Engine, kind: ChunkKind) -> None:
@@ -262,13 +337,21 @@ class _Mover:
         self.notes: list[VersionNote] = []
         self.loose: list[tuple[bytes, bytes]] = []
         self.loose_bytes = 0
+        self.grouped: list[tuple[bytes, bytes]] = []
+        """what is left of groups makes groups again"""
+        self.grouped_bytes = 0
+        self.group_codec = group_codec()
         self.children: dict[bytes, int] = {}
+        self.ahead: deque[Frame | Future[Frame]] = deque()
+        """frames that follow, in order; some are being compressed"""
+        self.raw_ahead = 0
 
     @property
     def size(self) -> int:
-        return self.writer.size + self.loose_bytes
+        """About how many bytes the new pack has by now."""
+        return self.writer.size + self.loose_bytes + self.grouped_bytes + self.raw_ahead
 
-    def take(self, source: _Source) -> None:
+    def take(self, source: Source) -> None:
         """Copy what is live in a pack. Every chunk is verified on the way."""
         engine = self.engine
         live = set(source.live)
@@ -277,6 +360,7 @@ class _Mover:
         if source.footer.children:
             self.children.update(zip(source.footer.content.digests, source.footer.children, strict=False))
         at = 0
+        spans: list[list[_Part]] = []
         for frame in source.footer.content.frames:
             members = places[at : at + frame.chunks]
             at += frame.chunks
@@ -284,42 +368,93 @@ class _Mover:
             if not wanted:
                 continue
             live.difference_update(digest for digest, _ in wanted)
-            self._frame(pack, members, wanted)
+            first = members[0][1]
+            small = first.frame_raw * SMALL_FRAME < engine.config.frame_bytes
+            whole = len(wanted) == len(members) and not small
+            part = _Part(first, wanted, whole, is_group(engine.config, frame.raw, frame.chunks))
+            last = spans[-1] if spans else []
+            if last and part.end - last[0].first.frame_offset <= SPAN and first.frame_offset == last[-1].end:
+                last.append(part)
+            else:
+                spans.append([part])
+        self._copy(pack, spans)
         if live:
             raise IntegrityError(f"the footer of pack {pack.hex()} lacks chunks that are in it", hint="casstore fsck")
         self.notes.extend(note for note in source.footer.versions if engine.view.known((note.root,))[0])
 
-    def _frame(self, pack: bytes, members: list[tuple[bytes, Location]], wanted: list[tuple[bytes, Location]]) -> None:
-        engine = self.engine
-        first = members[0][1]
-        what = f"the frame at {first.frame_offset} of pack {pack.hex()}"
-        stored = engine.backend.read(pack_key(pack), offset=first.frame_offset, length=first.frame_stored)
-        plain = decode_frame(engine.codec, stored, first.frame_raw, what)
-        chunks = [(digest, plain[place.offset : place.offset + place.length]) for digest, place in wanted]
-        for digest, data in chunks:
-            check_chunk(engine.hash, digest, data, what)
-        if len(wanted) == len(members) and first.frame_raw * SMALL_FRAME >= engine.config.frame_bytes:
+    def _copy(self, pack: bytes, spans: Sequence[list[_Part]]) -> None:
+        """Take over what is wanted of some frames, in order; a few spans are read and checked ahead."""
+        executor = self.engine.executor()
+        waiting: deque[Future[list[_Checked]]] = deque()
+        try:
+            for span in (*spans, None):
+                if span is not None:
+                    waiting.append(executor.submit(_check_span, self.engine, pack, span))
+                while waiting and (span is None or len(waiting) >= SPANS):
+                    for checked in waiting.popleft().result():
+                        self._take(checked)
+        finally:
+            for task in waiting:
+                task.cancel()
+
+    def _take(self, checked: _Checked) -> None:
+        if checked.frame is not None:
             self._close_loose()
-            self._add(Frame(stored, first.frame_raw, tuple(d for d, _ in chunks), tuple(len(c) for _, c in chunks)))
+            self.follow(checked.frame, checked.frame.raw)
             return
-        for digest, data in chunks:
+        if checked.grouped:
+            for digest, data in checked.loose:
+                self.grouped.append((digest, data))
+                self.grouped_bytes += len(data)
+                if self.grouped_bytes >= group_bytes(self.engine.config):
+                    self._close_grouped()
+            return
+        for digest, data in checked.loose:
             self.loose.append((digest, data))
             self.loose_bytes += len(data)
-            if self.loose_bytes >= engine.config.frame_bytes:
+            if self.loose_bytes >= self.engine.config.frame_bytes:
                 self._close_loose()
 
     def _close_loose(self) -> None:
         if self.loose:
-            chunks, self.loose, self.loose_bytes = self.loose, [], 0
-            self._add(encode_frame(self.engine.codec, chunks))
+            chunks, size, self.loose, self.loose_bytes = self.loose, self.loose_bytes, [], 0
+            self.follow(self.engine.executor().submit(encode_frame, self.engine.codec, chunks), size)
+
+    def _close_grouped(self) -> None:
+        if self.grouped:
+            chunks, size, self.grouped, self.grouped_bytes = self.grouped, self.grouped_bytes, [], 0
+            self.follow(self.engine.executor().submit(encode_frame, self.group_codec, chunks), size)
+
+    def follow(self, frame: Frame | Future[Frame], raw: int) -> None:
+        """Put a frame next into the pack, which may be under way still."""
+        self.ahead.append(frame)
+        self.raw_ahead += raw
+        self._settle(FRAMES)
+
+    def _settle(self, left: int) -> None:
+        """Put frames into the pack until so many are ahead."""
+        while len(self.ahead) > left:
+            frame = self.ahead.popleft()
+            done = frame if isinstance(frame, Frame) else frame.result()
+            self.raw_ahead -= done.raw
+            self._add(done)
 
     def _add(self, frame: Frame) -> None:
         children = [self.children.get(digest, 0) for digest in frame.digests]
         self.writer.add(frame, children if self.writer.kind is ChunkKind.NODE else ())
 
+    def drop(self) -> None:
+        """Let go of what is not in a published pack."""
+        for frame in self.ahead:
+            if not isinstance(frame, Frame):
+                frame.cancel()
+        self.ahead.clear()
+
     def publish(self) -> AddPack | None:
         """Upload the new pack, if anything is in it."""
         self._close_loose()
+        self._close_grouped()
+        self._settle(0)
         if not len(self.writer):
             return None
         sealed = self.writer.finish(self.engine.new_pack(), self.notes)
@@ -330,7 +465,7 @@ class _Mover:
         return sealed.record
 
 
-def _flush(job: _Job, mover: _Mover, batch: list[_Source]) -> None:
+def _flush(job: Job, mover: Mover, batch: list[Source]) -> None:
     """Move the content of some packs; those for which there is no room after all stay as they are."""
     try:
         _move(job, mover, batch)
@@ -340,10 +475,19 @@ def _flush(job: _Job, mover: _Mover, batch: list[_Source]) -> None:
         job.done.unmoved += [source.fate for source in batch]
 
 
-def _move(job: _Job, mover: _Mover, batch: list[_Source]) -> None:
+def _move(job: Job, mover: Mover, batch: list[Source]) -> None:
     """Commit one new pack and the end of the packs it empties, together."""
-    done = job.done
     added = mover.publish()
+    commit_moved(job, () if added is None else (added,), batch)
+
+
+def commit_moved(job: Job, added: Sequence[AddPack], batch: Sequence[Source]) -> int:
+    """Commit new packs and the end of the packs they empty, together; returns the stored bytes of those that ended.
+
+    New packs that are not needed any more are deleted.
+    """
+    done = job.done
+    copied = {digest for pack in added for digest in pack.content.digests}
     ended: list[PackFate] = []
     dropped = 0
 
@@ -352,10 +496,9 @@ def _move(job: _Job, mover: _Mover, batch: list[_Source]) -> None:
         ended.clear()
         drops: list[bytes] = []
         retires: list[Record] = []
-        copied = set(added.content.digests) if added is not None else set()
-        if any(_erased(tables, digest) for digest in copied):
+        if tables.count(LOST) and any(_erased(tables, digest) for digest in copied):
             return ()  # what was given up meanwhile is not to come back
-        if added is not None and tables.get(PACK, added.pack) is not None:
+        if any(tables.get(PACK, pack.pack) is not None for pack in added):
             return ()  # another collector took it for one of the dead, and condemned it: the next run moves it all
         for source in batch:
             outcome = _still_right(tables, job.plan, source, copied)
@@ -368,19 +511,24 @@ def _move(job: _Job, mover: _Mover, batch: list[_Source]) -> None:
         dropped = len(drops)
         if not retires:
             return ()
-        head: list[Record] = [job.run] if added is None else [job.run, added]
-        return (*head, *((Drop(tuple(drops)),) if drops else ()), *retires)
+        return (job.run, *added, *((Drop(tuple(drops)),) if drops else ()), *retires)
 
-    if job.engine.commit(build, packs_since=job.since) is None and added is not None:
-        with suppress(CasstoreError):  # no segment names it, and none ever will
-            job.engine.backend.delete(pack_key(added.pack))
-    if added is not None:
-        done.copied += added.size
+    if job.engine.commit(build, packs_since=job.since) is None:
+        take_back(job.engine, added)
+    done.copied += sum(pack.size for pack in added)
     done.packs += len(ended)
     done.chunks += dropped
     for source in batch:
         if source.fate not in ended:
             done.skipped.append((source.fate, "it came into use again"))
+    return sum(fate.size for fate in ended)
+
+
+def take_back(engine: Engine, packs: Iterable[AddPack]) -> None:
+    """Delete packs of one's own that no segment names, and none ever will."""
+    for pack in packs:
+        with suppress(CasstoreError):
+            engine.backend.delete(pack_key(pack.pack))
 
 
 def _erased(tables: Tables, digest: bytes) -> bool:
@@ -389,20 +537,18 @@ def _erased(tables: Tables, digest: bytes) -> bool:
 
 
 def _still_right(
-    tables: Tables, plan: Plan, source: _Source, copied: set[bytes]
+    tables: Tables, plan: Plan, source: Source, copied: set[bytes]
 ) -> tuple[list[bytes], list[bytes]] | None:
     """What of a pack is to be dropped and what moved, on the state at hand; None if it must be left alone."""
     pack = source.fate.pack
     row = pack_at(tables, pack)
     if row is None or row.state is not PackState.LIVE:
         return None
-    here = [
-        digest
-        for digest in source.live
-        if digest in copied and (place := tables.get(CHUNK, digest)) is not None and pack_of_row(place) == pack
-    ]
+    taken = [digest for digest in source.live if digest in copied]
+    places = zip(taken, tables.get_many(CHUNK, taken), strict=True)
+    here = [digest for digest, place in places if place is not None and pack_of_row(place) == pack]
     # What was quarantined since it was copied is healed by the copy, which was checked: the new pack has it already.
-    moved = [digest for digest in here if tables.get(LOST, digest) is None]
+    moved = [digest for digest in here if tables.get(LOST, digest) is None] if tables.count(LOST) else here
     dead = [d for d in _dead_in(tables, pack, plan.garbage.by_pack.get(pack, ())) if d not in copied]
     return (dead, moved) if len(dead) + len(here) == row.placed else None
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from casstore.engine import Engine
 from casstore.errors import ChunkMissingError, InvalidInputError, NotFoundError, RefusedError, StoreBusyError
@@ -32,6 +32,7 @@ from casstore.model import no_progress as _silent
 from casstore.names import CollectionName, parse_reference
 from casstore.overlay import Tables
 from casstore.state import CHUNK, NODE, current_name, head_of
+from casstore.values import dataclass
 from casstore.view import collection_name, collection_named, packs, version_at, versions
 from casstore.writer import Writer
 

@@ -1,0 +1,3 @@
+from casstore.digest import Buffer
+
+def features(data: Buffer) -> bytes: ...

@@ -1,0 +1,418 @@
+"""How runs of bytes are stored (FORMAT §5): what goes in comes out, lies are refused before they cost memory, and
+arrays of numbers are stored smaller than zstd alone would, without harm to what is none."""
+
+from __future__ import annotations
+
+import array
+import json
+import random
+import struct
+import tracemalloc
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import zstandard
+from hypothesis import example, given, settings
+from hypothesis import strategies as st
+
+from casstore import Artifact, Store, StoreConfig, planes
+from casstore.codec import PLANES, RAW, ZSTD, Buffer, ZstdCodec
+from casstore.errors import IntegrityError, UnsupportedFormatError
+from casstore.format.layout import decode_store, encode_store
+from casstore.format.packs import check_pack
+from casstore.pack import Frame, decode_frame, encode_frame
+
+CODEC = ZstdCodec(planes=True)
+PLAIN = ZstdCodec()
+KIB = 1024
+
+
+def normal(kind: str, size: int, seed: int = 1) -> bytes:
+    """Numbers around zero, as weights are."""
+    source = random.Random(seed)
+    width = struct.calcsize(kind)
+    few = [source.gauss(0, 0.02) for _ in range(4096)]
+    data = bytearray(array.array(kind, source.choices(few, k=size // width)).tobytes())
+    for low in range(width - 2):  # noise in each of them, as if all had been drawn
+        data[low::width] = source.randbytes(size // width)
+    return bytes(data)
+
+
+def truncated(data: bytes) -> bytes:
+    """float32 with the precision of bfloat16."""
+    cut = bytearray(data)
+    cut[0::4] = cut[1::4] = bytes(len(data) // 4)
+    return bytes(cut)
+
+
+def integers(size: int) -> bytes:
+    source = random.Random(2)
+    return array.array("q", (source.randrange(50_000) for _ in range(size // 8))).tobytes()
+
+
+def records(size: int) -> bytes:
+    """Each of them comes again and again: their bytes have more order in planes, and the records more than that."""
+    source = random.Random(8)
+    known = [source.randbytes(4) + bytes(4) for _ in range(300)]
+    return b"".join(source.choices(known, k=size // 8))
+
+
+def words(size: int) -> bytes:
+    source = random.Random(3)
+    vocabulary = [source.randbytes(3).hex() for _ in range(500)]
+    return " ".join(source.choices(vocabulary, k=size // 6)).encode()[:size]
+
+
+NUMBERS: dict[str, tuple[int, bytes]] = {
+    "float32": (4, normal("f", 128 * KIB)),
+    "bfloat16": (2, bytes(b for i, b in enumerate(normal("f", 256 * KIB)) if i % 4 > 1)),
+    "float32 truncated": (4, truncated(normal("f", 128 * KIB))),
+    "float64": (8, normal("d", 256 * KIB)),
+    "int64": (8, integers(128 * KIB)),
+}
+OTHERS = {
+    "table of few records": records(128 * KIB),
+    "text": words(128 * KIB),
+    "noise": random.Random(4).randbytes(128 * KIB),
+    "zeros": bytes(128 * KIB),
+    "tiled float32": normal("f", 40_000) * 4,
+    "text with a table": words(120 * KIB) + integers(16 * KIB) + words(120 * KIB),
+    "short": normal("f", 1024),
+    "nothing": b"",
+}
+
+
+# --- planes
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=200), st.sampled_from(planes.WIDTHS))
+@example(bytes(range(256)) * 150, 4)  # large enough to give up the GIL
+def test_planes_are_every_nth_byte_and_give_the_bytes_back(data: bytes, width: int) -> None:
+    split = planes.split(data, width)
+    assert split == b"".join(data[plane::width] for plane in range(width))
+    found: list[bytes] = []
+    for size in planes.sizes(len(data), width):
+        found.append(split[:size])
+        split = split[size:]
+    assert found == [data[plane::width] for plane in range(width)]
+    assert planes.join(found) == planes.join([memoryview(plane) for plane in found]) == data
+
+
+@settings(deadline=None)
+@given(st.binary(max_size=2000), st.sampled_from(planes.WIDTHS))
+@example(bytes(16 * KIB), 8)
+@example(NUMBERS["float32"][1][: 16 * KIB], 2)
+def test_the_extension_does_what_the_python_does(data: bytes, width: int) -> None:
+    assert planes.COMPILED, "the extension is not built: scripts/setup"
+    assert planes.split(data, width) == planes._split(data, width)
+    assert planes.split(memoryview(data)[1:], width) == planes._split(data[1:], width)
+    parts = [data[plane::width] for plane in range(width)]
+    assert planes.join(parts) == planes._join(parts)
+    sample = data[: len(data) & ~7]
+    assert planes.estimate(sample) == planes._estimate(sample)
+
+
+Split = Callable[[Any, Any], object]
+
+
+@pytest.mark.parametrize("module", ["split, join, estimate", "_split, _join, _estimate"])
+def test_what_are_no_planes_is_refused(module: str) -> None:
+    split, join, estimate = (getattr(planes, name) for name in module.split(", "))
+    for width in (-1, 0, 1, 3, 16):
+        with pytest.raises(ValueError, match="planes are 2, 4 or 8"):
+            split(b"12345678", width)
+    for parts in ([], [b"1"], [b"1"] * 3, [b"1"] * 16):
+        with pytest.raises(ValueError, match="planes are 2, 4 or 8"):
+            join(parts)
+    for parts in ([b"", b"1"], [b"12", b""], [b"1", b"1", b"", b"1"], [b"123", b"1", b"1", b"1"]):
+        with pytest.raises(ValueError, match="of no bytes"):
+            join(parts)
+    for sample in (b"1", bytes(16 * KIB + 8)):
+        with pytest.raises(ValueError, match="multiple of 8"):
+            estimate(sample)
+
+
+# --- what is chosen
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("phase", [0, 1, 3])
+def test_arrays_of_numbers_are_smaller_as_planes(name: str, phase: int) -> None:
+    """Wherever a chunk begins: chunks are cut anywhere."""
+    width, data = NUMBERS[name]
+    data = data[phase:]
+    number, stored = CODEC.encode([data[:1000], data[1000:]])
+    assert number == PLANES
+    assert stored[0] == width
+    assert len(stored) < len(PLAIN.encode([data])[1]) * 61 / 64
+    assert CODEC.decode(number, stored, len(data), "x") == data
+    assert PLAIN.decode(number, stored, len(data), "x") == data, "whoever writes none reads them all the same"
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_array_is_stored_as_without_planes(name: str) -> None:
+    """Among them a long repetition of numbers, which planes would hide, and a table in the middle of text."""
+    data = OTHERS[name]
+    number, stored = CODEC.encode([data])
+    assert (number, stored) == PLAIN.encode([data])
+    assert number in {RAW, ZSTD}
+    assert CODEC.decode(number, stored, len(data), "x") == data
+
+
+def test_without_the_feature_no_planes_are_written() -> None:
+    assert {PLAIN.encode([data])[0] for _, data in NUMBERS.values()} <= {RAW, ZSTD}
+
+
+def test_noise_is_stored_as_it_is() -> None:
+    data = OTHERS["noise"]
+    assert CODEC.encode([memoryview(data)]) == (RAW, data)
+
+
+def test_noise_that_repeats_is_not_taken_for_noise() -> None:
+    data = random.Random(5).randbytes(50_000) * 4
+    number, stored = CODEC.encode([data])
+    assert number == ZSTD
+    assert len(stored) < 51_000
+
+
+def test_order_among_noise_is_not_taken_for_noise() -> None:
+    noise = random.Random(6).randbytes(200 * KIB)
+    data = noise[: 100 * KIB] + words(56 * KIB) + noise[100 * KIB :]
+    number, stored = CODEC.encode([data])
+    assert number == ZSTD
+    assert len(stored) < 240 * KIB
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_whatever_goes_in_comes_out(data: st.DataObject) -> None:
+    """Runs of all kinds, cut anywhere, one after another: phases that change within a frame."""
+    kinds = [value for _, value in NUMBERS.values()] + list(OTHERS.values())
+    parts: list[Buffer] = []
+    for _ in range(data.draw(st.integers(1, 4))):
+        kind = data.draw(st.sampled_from(kinds))
+        start = data.draw(st.integers(0, 9))
+        parts.append(memoryview(kind)[start : start + data.draw(st.integers(0, 20_000))])
+    plain = b"".join(parts)
+    number, stored = CODEC.encode(parts)
+    assert CODEC.decode(number, stored, len(plain), "x") == plain
+    assert len(stored) <= len(plain)
+
+
+# --- lies
+
+
+def planes_of(width: int, stored: Sequence[bytes], sizes: Sequence[int] | None = None) -> bytes:
+    return struct.pack(f"<B3x{width}I", width, *(sizes or map(len, stored))) + b"".join(stored)
+
+
+def squeezed(data: bytes) -> bytes:
+    return zstandard.ZstdCompressor(write_checksum=False).compress(data)
+
+
+def declaring(size: int) -> bytes:
+    """A zstd frame of 100 zeros whose header declares another size."""
+    honest = squeezed(bytes(100))
+    assert honest[4] == 0x20, "one byte of content size"
+    return honest[:4] + bytes([0xE0]) + struct.pack("<Q", size) + honest[6:]
+
+
+PLANE = bytes(100)
+LIES: dict[str, tuple[bytes, int]] = {
+    "nothing": (b"", 0),
+    "nothing, but a length": (b"", 400),
+    "width 0": (b"\0\0\0\0", 0),
+    "width 1": (planes_of(1, [PLANE]), 100),
+    "width 3": (planes_of(3, [PLANE] * 3), 300),
+    "width 16": (planes_of(16, [PLANE] * 16), 1600),
+    "cut in the sizes": (planes_of(4, [PLANE] * 4)[:15], 400),
+    "bytes that are not zero": (b"\4\0\1\0" + planes_of(4, [PLANE] * 4)[4:], 400),
+    "a byte too many": (planes_of(4, [PLANE] * 4) + b"x", 400),
+    "a byte too few": (planes_of(4, [PLANE] * 4)[:-1], 400),
+    "a size too large": (planes_of(4, [PLANE] * 4, [100, 100, 100, 0xFFFFFFFF]), 400),
+    "a plane of too many bytes": (planes_of(2, [PLANE + b"x", PLANE[1:]]), 200),
+    "a plane of more bytes than it gives": (planes_of(2, [PLANE, squeezed(random.Random(7).randbytes(100))]), 200),
+    "raw planes of another length": (planes_of(4, [PLANE] * 4), 404),
+    "a plane that is no zstd": (planes_of(2, [PLANE, b"x" * 50]), 200),
+    "an empty plane": (planes_of(2, [PLANE, b""]), 200),
+    "a plane that declares less": (planes_of(2, [PLANE, squeezed(bytes(99))]), 200),
+    "a plane that declares more": (planes_of(2, [PLANE, squeezed(bytes(101))]), 200),
+    "a plane that declares far more": (planes_of(2, [PLANE, declaring(1 << 28)]), 200),
+    "a plane that gives less than it declares": (planes_of(2, [bytes(1000), declaring(1000)]), 2000),
+    "planes of terabytes": (planes_of(8, [declaring(1 << 40)] * 8), 1 << 43),
+    "planes that are too short for what they declare": (planes_of(8, [declaring(1 << 29)] * 8), 1 << 32),
+}
+
+
+@pytest.mark.parametrize("lie", LIES)
+def test_planes_that_lie_are_refused_before_they_cost_memory(lie: str) -> None:
+    stored, length = LIES[lie]
+    tracemalloc.start()
+    try:
+        with pytest.raises(IntegrityError):
+            CODEC.decode(PLANES, stored, length, "x")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("size", [1 << 32, 1 << 40])
+def test_the_start_of_what_lies_costs_no_memory_either(size: int) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(IntegrityError):
+            CODEC.decode_start(ZSTD, declaring(size), size, size, "x")
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+    finally:
+        tracemalloc.stop()
+
+
+def test_the_start_of_what_is_larger_than_any_window_is_read() -> None:
+    """The whole is, and a stream of it would be refused."""
+    plain = bytes(9 << 20)
+    stored = zstandard.ZstdCompressor(level=22, write_checksum=False).compress(plain)
+    assert CODEC.decode(ZSTD, stored, len(plain), "x") == plain
+    assert CODEC.decode_start(ZSTD, memoryview(stored), len(plain), 100, "x")[:100] == bytes(100)
+
+
+def test_the_lies_are_lies_only_in_what_they_say() -> None:
+    """The same, honest, is read: so it is the lie that is refused."""
+    assert CODEC.decode(PLANES, planes_of(4, [PLANE] * 4), 400, "x") == bytes(400)
+    assert CODEC.decode(PLANES, planes_of(2, [PLANE, squeezed(PLANE)]), 200, "x") == bytes(200)
+    assert CODEC.decode(PLANES, planes_of(2, [b"13", b"2"]), 3, "x") == b"123"
+
+
+@settings(deadline=None, max_examples=200)
+@given(st.data())
+def test_damaged_planes_never_raise_anything_else(data: st.DataObject) -> None:
+    whole = CODEC.encode([NUMBERS["float32 truncated"][1][: 8 * KIB]])[1]
+    damaged = bytearray(whole)
+    for _ in range(data.draw(st.integers(1, 4))):
+        damaged[data.draw(st.integers(0, 200))] = data.draw(st.integers(0, 255))
+    end = data.draw(st.integers(0, len(damaged)))
+    for stored in (bytes(damaged), bytes(damaged[:end])):
+        try:
+            plain = CODEC.decode(PLANES, stored, 8 * KIB, "x")
+        except IntegrityError:
+            continue
+        assert len(plain) == 8 * KIB
+
+
+def test_a_codec_nobody_knows_asks_for_an_upgrade() -> None:
+    with pytest.raises(UnsupportedFormatError):
+        CODEC.decode(3, b"", 0, "x")
+
+
+# --- frames
+
+
+class Forgetful(ZstdCodec):
+    """Decodes one byte to another than it was."""
+
+    def decode(self, codec: int, data: Buffer, length: int, what: str) -> bytes:
+        plain = bytearray(super().decode(codec, data, length, what))
+        plain[len(plain) * 3 // 4] ^= 1
+        return bytes(plain)
+
+
+@pytest.mark.parametrize(
+    "data", [NUMBERS["float32"][1], OTHERS["text"], OTHERS["noise"]], ids=["planes", "zstd", "raw"]
+)
+def test_a_frame_that_does_not_decode_to_what_went_in_is_never_written(data: bytes) -> None:
+    chunks: list[tuple[bytes, Buffer]] = [(b"a", data[:5000]), (b"b", memoryview(data)[5000:])]
+    frame = encode_frame(CODEC, chunks)
+    assert decode_frame(CODEC, frame.stored, len(data), "x") == data
+    with pytest.raises(IntegrityError, match="did not decode"):
+        encode_frame(Forgetful(planes=True), chunks)
+
+
+def test_a_frame_is_what_its_parts_are() -> None:
+    frame = encode_frame(CODEC, [(b"a", NUMBERS["float32"][1])])
+    assert frame.size == len(frame.stored) == sum(map(len, frame.parts))
+    assert frame.stored[0] == PLANES
+    assert Frame((b"ab", b"c"), 0, (), ()).stored == b"abc"
+
+
+def test_every_flipped_bit_of_a_frame_is_found() -> None:
+    stored = encode_frame(CODEC, [(b"a", NUMBERS["int64"][1][: 8 * KIB])]).stored
+    assert stored[0] == PLANES
+    for at in [*range(80), *range(80, len(stored), 37)]:
+        broken = bytearray(stored)
+        broken[at] ^= 0x10
+        if at in {1, 2, 3}:
+            continue  # padding of the header
+        with pytest.raises(IntegrityError):
+            decode_frame(CODEC, bytes(broken), 8 * KIB, "x")
+
+
+# --- which stores
+
+
+def test_a_store_says_that_its_readers_must_know_planes() -> None:
+    document = json.loads(encode_store(StoreConfig()))
+    assert document["features"] == ["planes"]
+    assert "planes" not in document["config"]
+    assert decode_store(encode_store(StoreConfig())) == StoreConfig()
+
+
+def test_a_store_from_before_has_no_planes_and_gets_none() -> None:
+    old = StoreConfig(planes=False)
+    assert json.loads(encode_store(old))["features"] == []
+    assert decode_store(encode_store(old)) == old
+
+
+def test_a_feature_nobody_knows_asks_for_an_upgrade() -> None:
+    data = encode_store(StoreConfig()).replace(b'"planes"', b'"planes","teleport"')
+    with pytest.raises(UnsupportedFormatError, match="with teleport"):
+        decode_store(data)
+
+
+@pytest.mark.parametrize("feature", [True, False])
+def test_numbers_in_a_store_come_back_whether_as_planes_or_not(feature: bool, tmp_path: Path) -> None:
+    data = NUMBERS["float32"][1]
+    place = tmp_path / "store"
+    with Store.create(place, config=StoreConfig(planes=feature)) as store:
+        draft = Artifact("model")
+        draft.add_bytes(data, "model.bin")
+        store.log_artifact(draft)
+    with Store.open(place) as store:
+        assert store.get("model:latest")["model.bin"].read() == data
+        assert not store.fsck(read_data=True).findings
+    assert _codecs(place) == ({PLANES} if feature else {ZSTD})
+
+
+def _codecs(place: Path) -> set[int]:
+    """Of the frames of more than 4 KiB."""
+    found = set()
+    for path in (place / "packs").rglob("*"):
+        if path.is_file():
+            pack = path.read_bytes()
+            at = 8
+            for frame in check_pack(pack, "x").content.frames:
+                found |= {pack[at]} if frame.raw > 4 * KIB else set()
+                at += frame.stored
+    return found
+
+
+def test_the_log_and_bundles_hold_nothing_that_needs_the_feature(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both are read by who has not seen the store's features."""
+    with Store.create(tmp_path / "store") as store:
+        engine = store._engine
+        assert engine.codec.planes
+        assert not engine.plain_codec.planes
+        assert engine.log._codec is engine.plain_codec
+        assert engine.checkpoints._codec is engine.plain_codec
+        draft = Artifact("model")
+        draft.add_bytes(NUMBERS["float32"][1], "model.bin")
+        store.log_artifact(draft)
+        store.export("model:latest", tmp_path / "bundle")
+    monkeypatch.delattr(ZstdCodec, "_from_planes")
+    with Store.create(tmp_path / "old", config=StoreConfig(planes=False)) as old:
+        old.import_bundle(tmp_path / "bundle")
+        assert old.get("model:latest")["model.bin"].read() == NUMBERS["float32"][1]
+    assert _codecs(tmp_path / "old") == {ZSTD}
