@@ -8,13 +8,12 @@ from __future__ import annotations
 import os
 import random
 import shutil
-import subprocess
 import sys
 import sysconfig
-import tarfile
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
+
+from casstore.bench.corpora import release
 
 PROJECT = Path(__file__).resolve().parent.parent
 WORK = PROJECT / ".work"
@@ -25,57 +24,11 @@ WHEEL = ("scipy", ("1.13.0", "1.13.1", "1.14.0"))
 SDIST = ("Django", ("5.1.1", "5.1.2", "5.1.3"))
 """three consecutive releases, 57 MB each unpacked, 6,800 files"""
 
-# One wheel for everybody, whatever machine and interpreter this is: the numbers are then about the same bytes.
-_PLATFORM = (
-    "--only-binary=:all:",
-    "--platform=manylinux2014_x86_64",
-    "--python-version=311",
-    "--implementation=cp",
-    "--abi=cp311",
-)
-
-
-class Unreachable(Exception):
-    """A package could not be fetched and is not in the cache."""
-
 
 def releases(name: str, versions: tuple[str, ...], *, wheel: bool) -> list[Path]:
-    """Consecutive releases of a package, unpacked. Raises `Unreachable`."""
-    return [_release(name, version, wheel=wheel) for version in versions]
-
-
-def _release(name: str, version: str, *, wheel: bool) -> Path:
-    target = CORPORA / f"{name}-{version}"
-    if target.is_dir():
-        return target
-    downloads = WORK / "downloads"
-    downloads.mkdir(parents=True, exist_ok=True)
-    pattern = f"{name}-{version}-*.whl" if wheel else f"{name}-{version}.tar.gz"
-    archive = next(downloads.glob(pattern), None)
-    if archive is None:
-        # pip asks a source release for its metadata, which needs its build tools: isolated, so that ours need not fit.
-        form = _PLATFORM if wheel else (f"--no-binary={name}",)
-        command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--no-deps"]
-        done = subprocess.run(
-            [*command, "--retries=1", "--timeout=15", *form, f"--dest={downloads}", f"{name}=={version}"],
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        archive = next(downloads.glob(pattern), None)
-        if done.returncode or archive is None:
-            last = (done.stderr.strip().splitlines() or ["pip gave no reason"])[-1]
-            raise Unreachable(f"{name} {version}: {last}")
-    unpacked = CORPORA / f"{name}-{version}.part"
-    _fresh(unpacked)
-    if wheel:
-        with zipfile.ZipFile(archive) as source:
-            source.extractall(unpacked)
-    else:
-        with tarfile.open(archive) as source:
-            source.extractall(unpacked, filter="data")
-    unpacked.rename(target)
-    return target
+    """Consecutive releases of a package, unpacked. Raises `casstore.bench.corpora.Unavailable`."""
+    CORPORA.mkdir(parents=True, exist_ok=True)
+    return [release(CORPORA, name, version, wheel=wheel) for version in versions]
 
 
 def standard_library() -> Path:

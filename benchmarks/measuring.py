@@ -7,7 +7,6 @@ import os
 import platform
 import resource
 import shutil
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -15,6 +14,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+
+from casstore.bench.measuring import occupied
+from casstore.bench.trees import differences
 
 RESULTS = Path(__file__).resolve().parent / "results"
 
@@ -45,7 +47,7 @@ def _cpu() -> float:
 
 def apparent_bytes(path: Path) -> int:
     """What ``du -sb`` says: the sizes of all files and directories."""
-    return int(subprocess.run(["du", "-sb", path], capture_output=True, text=True, check=True).stdout.split()[0])
+    return occupied([path]).apparent
 
 
 def disk_bytes(path: Path) -> int:
@@ -64,8 +66,7 @@ def tree_bytes(path: Path) -> int:
 
 def same_tree(a: Path, b: Path) -> str:
     """What ``diff -r`` has to say; empty if the trees are equal byte for byte."""
-    done = subprocess.run(["diff", "-r", "--no-dereference", a, b], capture_output=True, text=True, check=False)
-    return "" if done.returncode == 0 else (done.stdout + done.stderr)[:2000]
+    return differences(a, b)
 
 
 def machine() -> dict[str, object]:

@@ -20,6 +20,7 @@ from rich.progress import BarColumn, DownloadColumn, MofNCompleteColumn, Progres
 from rich.table import Table
 
 from casstore import Artifact, Store, Version
+from casstore.bench.corpora import Unavailable
 
 STORE = WORK / "quickstart.cas"
 OUT = WORK / "quickstart.out"
@@ -58,7 +59,7 @@ def sample() -> list[tuple[str, Path]]:
     try:
         with say.status(f"fetching {name} {', '.join(versions)}"):
             trees = corpora.releases(name, versions, wheel=True)
-    except corpora.Unreachable as reason:
+    except Unavailable as reason:
         say.print(f"[yellow]PyPI cannot be reached[/yellow] ({reason}):")
         say.print("only the standard library is used, and a copy of it with some changes.")
         return [("stdlib", library), ("stdlib", corpora.modified(library))]
