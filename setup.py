@@ -25,7 +25,7 @@ setup(
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             extra_compile_args=["-O2"],
             py_limited_api=True,
-            optional=True,  # without it small files are read one by one
+            optional=True,  # without it small files are read and written one by one
         ),
         Extension(
             "casstore._planes",

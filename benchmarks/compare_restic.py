@@ -1,6 +1,6 @@
 """The numbers casstore promises, measured beside restic in one run (docs/benchmarks.md).
 
-    scripts/bench                              all; results/compare_restic.json; exit status 1 if one FAILs
+    scripts/bench compare_restic               all; results/compare_restic.json; exit status 1 if one FAILs
     scripts/bench compare_restic small_files   only this
 
 Needs restic (Debian: ``apt-get install restic``) for ``wheel``, ``sdist`` and ``checkpoint``; the others need nothing.

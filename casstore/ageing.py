@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
 
 from casstore import expiry
@@ -38,6 +38,7 @@ from casstore.overlay import Overlay, Tables
 from casstore.policy import purge_time
 from casstore.retention import Candidate, Rules, judge
 from casstore.state import COLLECTION, POLICY, alias_target, head_of
+from casstore.values import dataclass
 from casstore.view import version_at, versions, with_links
 
 AGEING_RULES = frozenset({"default_ttl", "no_ttl_types", "protected_aliases"})
@@ -202,7 +203,7 @@ def set_ttl(engine: Engine, found: Found, ttl: timedelta | Inherit | None, *, al
                 f"{found.label} is a link: it ends with its source", hint=f"set it on {source.label}"
             )
         terms = expiry.terms_in_force(tables)
-        check_type_has_ttl(terms, version.type, seconds)
+        expiry.check_type_has_ttl(terms, version.type, seconds)
         moment = expiry.expires(terms, collection, replace(version, ttl=seconds))
         if moment is not None and moment <= terms.safe and not allow_immediate:
             when = expiry.wall_time(engine, tables, moment)
@@ -215,22 +216,6 @@ def set_ttl(engine: Engine, found: Found, ttl: timedelta | Inherit | None, *, al
         return (SetTtl(collection.name, version.number, seconds, engine.runtime.actor),)
 
     engine.commit(build, asked=True)
-
-
-def check_type_has_ttl(terms: Terms, kind: str, seconds: int) -> None:
-    """Raise `RefusedError` for a time to live on a type that the policy says has none."""
-    if seconds > 0 and kind in terms.policy.no_ttl_types:
-        raise RefusedError(
-            f"versions of type {kind!r} have no time to live", hint="store.policy.no_ttl_types lists these types"
-        )
-
-
-def check_loggable(engine: Engine, kind: str, seconds: int) -> None:
-    """`check_type_has_ttl`, by the rules in force."""
-    if seconds > 0:
-        engine.view.refresh()
-        with engine.view.read() as tables:
-            check_type_has_ttl(expiry.terms_in_force(tables), kind, seconds)
 
 
 def set_default_ttl(
@@ -290,7 +275,7 @@ def _policy_change(values: dict[str, object]) -> Callable[[Tables], None]:
 def _collection_change(name: CollectionName, seconds: int) -> Callable[[Tables], None]:
     def change(tables: Tables) -> None:
         row = find_collection(tables, name)
-        check_type_has_ttl(expiry.terms_in_force(tables), row.type, seconds)
+        expiry.check_type_has_ttl(expiry.terms_in_force(tables), row.type, seconds)
         tables.put(COLLECTION, row.name.encode(), encode_row(replace(row, ttl=seconds)))
 
     return change

@@ -4,6 +4,8 @@ Files are remembered by path and read once, when the artifact is logged; bytes a
 unnamed temporary file. Every method either succeeds or leaves the draft as it was.
 """
 
+# ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
+
 from __future__ import annotations
 
 import io
@@ -44,7 +46,6 @@ from casstore.sources import (
     Referred,
     Scan,
     Source,
-    Spool,
     Spooled,
     Taken,
     ancestors,
@@ -246,6 +247,8 @@ class Artifact:
         self._check_open()
         if not callable(getattr(fileobj, "read", None)):
             raise InvalidInputError(f"add_stream needs a binary file object, not {type(fileobj).__name__}")
+        from casstore.spool import Spool
+
         spool = Spool()
         while True:
             block: object = fileobj.read(COPY_BYTES)
@@ -274,7 +277,11 @@ class Artifact:
         self._check_open()
         if "x" in mode and self._has(path):
             raise PathConflictError(f"{path!r} is in the artifact already", hint="use mode w to replace it")
-        self._check_place(path)
+        if self._is_directory(path):
+            raise PathConflictError(f"{path!r} is a directory in the artifact")
+        self._check_above(path, {})
+        from casstore.spool import Spool
+
         spool = Spool()
         if "b" in mode:
             if encoding is not None:
@@ -323,14 +330,10 @@ class Artifact:
             what = "is not a directory" if os.path.lexists(local) else "does not exist"
             raise InvalidInputError(f"{local!r} {what}")
         prefix = "" if name is None else check_path(name.removesuffix("/") if isinstance(name, str) else name) + "/"
-        scan = Scan(local, symlinks, Globs(include, exclude), allow_outside=allow_outside)
-        found: dict[str, Source] = {}
-        for relative, source in scan.run(keep_empty_dirs=keep_empty_dirs):
-            kept = source
-            if isinstance(kept, LocalFile) and not (keep_mode and trust_mtime):
-                kept = replace(kept, mode=kept.mode if keep_mode else None, trusted=trust_mtime)
-            found[check_path(prefix + relative)] = kept
-        self._insert(found, overwrite=merge)
+        globs = Globs(include, exclude)
+        scan = Scan(local, symlinks, globs, allow_outside=allow_outside, keep_mode=keep_mode, trusted=trust_mtime)
+        found = scan.run(keep_empty_dirs=keep_empty_dirs)
+        self._insert({check_path(prefix + relative): source for relative, source in found}, overwrite=merge)
 
     def add_entry(
         self,
@@ -409,12 +412,17 @@ class Artifact:
         self._check_open()
         new: dict[str, Source] = {}
         filled: dict[str, None] = {}
-        directories: Counter[str] = Counter()
+        above: set[str] = set()
+        """directories that what was looked at so far is in; nothing is in the way of them"""
         for path, source in found.items():
             if shape_of(source) == EMPTY and self._is_directory(path):
                 continue  # it is there, and not empty
-            filled.update(dict.fromkeys(self._check_place(path, directories, found)))
-            directories.update(ancestors(path))
+            if path in above or self._is_directory(path):
+                raise PathConflictError(f"{path!r} is a directory in the artifact")
+            parent = path.rpartition("/")[0]
+            if parent and parent not in above:
+                filled.update(dict.fromkeys(self._check_above(path, found)))
+                above.update(ancestors(path))
             if self._has(path) and not overwrite:
                 if not self._same(path, source):
                     raise PathConflictError(
@@ -427,21 +435,20 @@ class Artifact:
             new[path] = source
         for path in filled:
             self._take_out(path)
-        for path, source in new.items():
-            if path not in self._sources:
-                self._directories.update(ancestors(path))
-            self._sources[path] = source
-            self._removed.pop(path, None)
+        parents = Counter([path.rpartition("/")[0] for path in new if path not in self._sources])
+        for parent, count in parents.items():
+            for directory in (*ancestors(parent), parent) if parent else ():
+                self._directories[directory] += count
+        self._sources.update(new)
+        if self._removed:
+            for path in new:
+                self._removed.pop(path, None)
 
-    def _check_place(
-        self, path: str, directories: Counter[str] | None = None, beside: dict[str, Source] | None = None
-    ) -> list[str]:
-        """Empty directories that a path fills. Raises `PathConflictError` if it is a file here, a directory there."""
-        if (directories is not None and directories[path]) or self._is_directory(path):
-            raise PathConflictError(f"{path!r} is a directory in the artifact")
+    def _check_above(self, path: str, beside: dict[str, Source]) -> list[str]:
+        """Empty directories that a path fills. Raises `PathConflictError` if a file is where it needs a directory."""
         filled: list[str] = []
         for parent in ancestors(path):
-            shapes = [shape_of(found) for found in ((beside or {}).get(parent), self._at(parent)) if found is not None]
+            shapes = [shape_of(found) for found in (beside.get(parent), self._at(parent)) if found is not None]
             if any(shape != EMPTY for shape in shapes):
                 raise PathConflictError(f"{parent!r} is a file in the artifact, so {path!r} cannot be below it")
             if shapes:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import datetime
 from itertools import islice
 
@@ -31,6 +31,7 @@ from casstore.model import (
     Unpurge,
 )
 from casstore.names import CollectionName, check_limit
+from casstore.values import dataclass
 
 BY_USER = "user"
 """`Trash.trashed_by` of what somebody deleted by hand"""

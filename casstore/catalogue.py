@@ -1,10 +1,11 @@
 """Names and labels: find versions by reference, and change what is said about them. No file content."""
 
+# ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
+
 from __future__ import annotations
 
-import difflib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 from casstore import policy
@@ -42,6 +43,7 @@ from casstore.names import LATEST, CollectionName, Reference, check_aliases, par
 from casstore.overlay import Tables
 from casstore.selection import Matcher, Where
 from casstore.state import ALIAS, ANY, BY_SOURCE, PIN, alias_target, aliases_of, current_name, head_of
+from casstore.values import dataclass
 from casstore.view import (
     alias_changes,
     collection_name,
@@ -149,10 +151,16 @@ def find_collection(tables: Tables, name: CollectionName, *, hidden: bool = Fals
     if row is None or (row.state is VersionState.PURGED and not hidden):
         shown = (c for c in collections(tables) if c.state is VersionState.COMMITTED)
         known = [full_name(c).short for c, _ in zip(shown, range(SCANNED_NAMES), strict=False)]
-        near = difflib.get_close_matches(name.short, known, SIMILAR)
+        near = _similar(name.short, known)
         hint = f"did you mean {', '.join(near)}?" if near else "casstore ls"
         raise CollectionNotFoundError(f"there is no collection {name.short!r}", hint=hint)
     return row
+
+
+def _similar(name: str, known: Sequence[str]) -> list[str]:
+    import difflib
+
+    return difflib.get_close_matches(name, known, SIMILAR)
 
 
 def matcher(tables: Tables, where: Where, now: int) -> Matcher:
@@ -219,7 +227,7 @@ def _near(tables: Tables, collection: CollectionRow, reference: Reference, terms
     if terms is not None and highest_visible(tables, terms, collection) is None:
         return f"every version has expired or is deleted: casstore ttl {name}:v{newest.number} none"
     known = [key[8:].decode() for key, _ in tables.scan(ALIAS, prefix=u64(collection.id))]
-    near = difflib.get_close_matches(reference.selector or "", known, SIMILAR)
+    near = _similar(reference.selector or "", known)
     return f"did you mean {', '.join(f'{name}:{alias}' for alias in near)}?" if near else f"casstore ls {name}"
 
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 
 from casstore.engine import Engine
 from casstore.format.layout import LOG_PREFIX, checkpoint_seq, log_key
 from casstore.model import Checkpoint, Progress, Record, no_progress
 from casstore.overlay import Tables
 from casstore.state import checkpoint_of, head_of
+from casstore.values import dataclass
 
 TAIL = 1000
 """segments after the newest checkpoint from which on the collector makes another"""

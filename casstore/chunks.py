@@ -6,18 +6,30 @@ import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from concurrent.futures import Executor, Future
-from dataclasses import dataclass, field
+from dataclasses import field
+from typing import NamedTuple, cast
 
 from casstore.backend import Backend
 from casstore.codec import Codec
 from casstore.digest import Buffer
 from casstore.errors import CasstoreError, ChunkMissingError, DigestMismatchError, IntegrityError, NotFoundError
 from casstore.format.layout import pack_key
-from casstore.format.packs import VersionNote
+from casstore.format.packs import FRAME_HEADER, VersionNote
 from casstore.model import AddPack, ChunkKind, Location
-from casstore.pack import Frame, PackWriter, SealedPack, decode_frame, encode_frame, slice_chunk
+from casstore.pack import (
+    Frame,
+    PackWriter,
+    SealedPack,
+    decode_frame,
+    decode_frame_start,
+    encode_frame,
+    slice_chunk,
+)
+from casstore.values import dataclass
 
 Locate = Callable[[Sequence[bytes]], list[Location | None]]
+
+HEADER = FRAME_HEADER.size
 
 READ_SPAN = 8 * 1024 * 1024
 """frames of one pack closer than `READ_GAP` are read together, up to this many bytes"""
@@ -44,16 +56,60 @@ class Fetched:
             raise self.failed[digest] from None
 
 
-@dataclass(frozen=True, slots=True)
-class _FrameId:
+@dataclass(slots=True)
+class Views:
+    """As `Fetched`, without a copy of each chunk: a view keeps what was read with it in memory.
+
+    That is at most twice the bytes of the chunks: out of what holds more of others, they are copied.
+    """
+
+    found: dict[bytes, Buffer] = field(default_factory=dict)
+    failed: dict[bytes, IntegrityError] = field(default_factory=dict)
+
+    def get(self, digest: bytes) -> Buffer:
+        """A chunk. Raises the `IntegrityError` that kept it from being read."""
+        try:
+            return self.found[digest]
+        except KeyError:
+            raise self.failed[digest] from None
+
+
+class _FrameId(NamedTuple):
     pack: bytes
     offset: int
     stored: int
     raw: int
 
+    def __str__(self) -> str:
+        return f"the frame at {self.offset} of pack {self.pack.hex()}"
+
+
+_Chunk = tuple[bytes, Location]
+_Outcome = tuple[bytes, Buffer | IntegrityError | NotFoundError]
+
+
+class _Part(NamedTuple):
+    """Chunks of one frame, and the bytes of its pack, ``start`` to ``end``, that are read for them."""
+
+    frame: _FrameId
+    chunks: list[_Chunk]
+    start: int
+    end: int
+    low: int
+    """where these bytes stand in the plaintext, if the frame is as long as one stored as it is; -1: to be decoded"""
+    upto: int
+    """where the last of the chunks ends in the plaintext"""
+    known: bytes
+    """what the frame begins with, if it is known"""
+
 
 class ChunkReader:
-    """Reads chunks: sorted by place, neighbours together, decoded in parallel, each digest checked. Thread-safe."""
+    """Reads chunks: sorted by place, neighbours together, decoded in parallel, each digest checked. Thread-safe.
+
+    No more is read and decoded than is needed: the chunks alone of a frame that is stored as it is, what comes before
+    the end of the last of them in one that is compressed. What comes out is believed by its digest. If that does not
+    agree, the whole frame is read and checked, to tell what is wrong.
+    """
 
     def __init__(
         self,
@@ -74,6 +130,7 @@ class ChunkReader:
         self._executor = executor
         self._explain = explain
         self._cache: OrderedDict[_FrameId, bytes] = OrderedDict()
+        """plaintexts of frames, or what they begin with"""
         self._cached = 0
         self._lock = threading.Lock()
 
@@ -83,18 +140,31 @@ class ChunkReader:
 
     def fetch(self, digests: Iterable[bytes]) -> Fetched:
         """Many chunks at once. Damaged or missing ones are reported in the result, not raised."""
-        result = Fetched()
+        result = Views()
+        self._fetch(digests, result, _Reading(copies=True, spread=True))
+        return Fetched(cast(dict[bytes, bytes], result.found), result.failed)
+
+    def fetch_views(self, digests: Iterable[bytes], *, spread: bool = True) -> Views:
+        """As `fetch`, for whoever lets go of the bytes soon.
+
+        ``spread``: over the worker threads. A worker itself must not wait for others, and reads alone.
+        """
+        result = Views()
+        self._fetch(digests, result, _Reading(copies=False, spread=spread))
+        return result
+
+    def _fetch(self, digests: Iterable[bytes], result: Views, how: _Reading) -> None:
         wanted = list(dict.fromkeys(digests))
         for look in range(LOOKS):
             places = self._locate(wanted)
             unknown = [d for d, place in zip(wanted, places, strict=True) if place is None]
-            moved = self._read([(d, p) for d, p in zip(wanted, places, strict=True) if p is not None], result)
-            known = dict(zip(wanted, places, strict=True))
-            wanted = unknown + moved
+            moved = self._read([(d, p) for d, p in zip(wanted, places, strict=True) if p is not None], result, how)
+            healed: list[bytes] = []
             if look == 0 and result.failed:
-                wanted += self._healed(known, result)
+                healed = self._healed(dict(zip(wanted, places, strict=True)), result)
+            wanted = unknown + moved + healed
             if not wanted:
-                return result
+                return
             if look < LOOKS - 1:
                 # The pack may have been repacked or the chunk stored meanwhile: look again at the head.
                 self._refresh()
@@ -104,20 +174,19 @@ class ChunkReader:
                 hint="casstore fsck --read-data --repair",
                 digest=digest.hex(),
             )
-        return result
 
     def fetch_at(self, places: Mapping[bytes, Location]) -> Fetched:
         """Chunks at places the view does not know (any more), verified like all others."""
-        result = Fetched()
-        for digest in self._read(list(places.items()), result):
+        result = Views()
+        for digest in self._read(list(places.items()), result, _Reading(copies=True, spread=True)):
             result.failed[digest] = ChunkMissingError(
                 f"pack {places[digest].pack.hex()}, which held chunk {digest.hex()}, is gone",
                 hint="casstore why",
                 digest=digest.hex(),
             )
-        return result
+        return Fetched(cast(dict[bytes, bytes], result.found), result.failed)
 
-    def _healed(self, known: dict[bytes, Location | None], result: Fetched) -> list[bytes]:
+    def _healed(self, known: dict[bytes, Location | None], result: Views) -> list[bytes]:
         """Damaged chunks that have another place at the head: somebody stored them again meanwhile."""
         try:
             self._refresh()
@@ -134,96 +203,148 @@ class ChunkReader:
         """One chunk. Raises `IntegrityError`."""
         return self.fetch((digest,)).get(digest)
 
-    def _read(self, places: list[tuple[bytes, Location]], result: Fetched) -> list[bytes]:
+    def _read(self, places: Iterable[_Chunk], result: Views, how: _Reading) -> list[bytes]:
         """Read what can be read into ``result``; returns the digests whose pack was gone."""
-        frames: dict[_FrameId, list[tuple[bytes, Location]]] = {}
-        for digest, place in places:
+        frames: dict[_FrameId, list[_Chunk]] = {}
+        for chunk in places:
+            place = chunk[1]
             key = _FrameId(place.pack, place.frame_offset, place.frame_stored, place.frame_raw)
-            frames.setdefault(key, []).append((digest, place))
-        spans = _spans(sorted(frames, key=lambda f: (f.pack, f.offset)))
-        gone: list[bytes] = []
-        if len(spans) == 1:
-            outcomes: Iterable[list[tuple[_FrameId, bytes | Exception]]] = [self._read_span(spans[0])]
+            frames.setdefault(key, []).append(chunk)
+        spans = _spans([self._part(frame, frames[frame]) for frame in sorted(frames)])
+        outcomes: Iterable[list[_Outcome]]
+        if len(spans) > 1 and how.spread:
+            outcomes = self._executor().map(lambda span: self._read_span(span, how), spans)
         else:
-            outcomes = self._executor().map(self._read_span, spans)
+            outcomes = (self._read_span(span, how) for span in spans)
+        gone: list[bytes] = []
         for outcome in outcomes:
-            for frame, plain in outcome:
-                for digest, place in frames[frame]:
-                    if isinstance(plain, NotFoundError):
-                        gone.append(digest)
-                    elif isinstance(plain, IntegrityError):
-                        result.failed[digest] = plain
-                    elif isinstance(plain, Exception):
-                        raise plain
-                    else:
-                        self._take(digest, place, plain, result)
+            for digest, data in outcome:
+                if isinstance(data, NotFoundError):
+                    gone.append(digest)
+                elif isinstance(data, IntegrityError):
+                    result.failed[digest] = data
+                else:
+                    result.found[digest] = data
         return gone
 
-    def _take(self, digest: bytes, place: Location, plain: bytes, result: Fetched) -> None:
-        data = slice_chunk(plain, place)
-        if self._hash(data) == digest:
-            result.found[digest] = data
+    def _part(self, frame: _FrameId, chunks: list[_Chunk]) -> _Part:
+        """What is to be read for some chunks of a frame."""
+        upto = max([place.offset + place.length for _, place in chunks])
+        start, end = frame.offset, frame.offset + frame.stored
+        if frame.stored == frame.raw + HEADER:
+            low = min([place.offset for _, place in chunks])
+            start += HEADER
+            return _Part(frame, chunks, start + low, start + upto, low, upto, b"")
+        with self._lock:
+            known = self._cache.get(frame, b"")
+            if known:
+                self._cache.move_to_end(frame)
+        if len(known) >= upto:
+            return _Part(frame, chunks, start, start, -1, upto, known)
+        return _Part(frame, chunks, start, end, -1, upto, known)
+
+    def _read_span(self, span: list[_Part], how: _Reading) -> list[_Outcome]:
+        outcome: list[_Outcome] = []
+        start, end = span[0].start, span[-1].end
+        data = memoryview(b"")
+        if end > start:
+            try:
+                data = memoryview(self._backend.read(pack_key(span[0].frame.pack), offset=start, length=end - start))
+            except NotFoundError as error:
+                return [(digest, error) for part in span for digest, _ in part.chunks]
+        plainly = sum([place.length for part in span if part.low >= 0 for _, place in part.chunks])
+        for part in span:
+            stored = data[part.start - start : part.end - start]
+            plain: bytes | memoryview
+            if part.low >= 0:
+                plain, low = stored, part.low
+                copies = how.copies or len(data) > 2 * plainly
+            else:
+                try:
+                    plain, low = self._decoded(part, stored), 0
+                except IntegrityError:
+                    outcome.extend(self._anew(part.frame, part.chunks))
+                    continue
+                copies = how.copies or len(plain) > 2 * sum([place.length for _, place in part.chunks])
+                if not copies:
+                    plain = memoryview(plain)
+            wrong: list[_Chunk] = []
+            for chunk in part.chunks:
+                digest, place = chunk
+                piece = plain[place.offset - low : place.offset - low + place.length]
+                if self._hash(piece) != digest:
+                    wrong.append(chunk)
+                else:
+                    outcome.append((digest, bytes(piece) if copies else piece))
+            if wrong:
+                outcome.extend(self._anew(part.frame, wrong))
+        return outcome
+
+    def _decoded(self, part: _Part, stored: memoryview) -> bytes:
+        """The plaintext of a frame, as far as it is wanted. Raises `IntegrityError`."""
+        frame, known, upto = part.frame, part.known, part.upto
+        if len(known) >= upto:
+            return known
+        # Who comes a second time will come again, and had better find all of it.
+        if known or upto > frame.raw - frame.raw // 4:
+            plain = decode_frame(self._codec, stored, frame.raw, str(frame))
         else:
-            result.failed[digest] = DigestMismatchError(
+            plain = decode_frame_start(self._codec, stored, frame.raw, upto, str(frame))
+        self._remember(frame, plain)
+        return plain
+
+    def _anew(self, frame: _FrameId, chunks: list[_Chunk]) -> list[_Outcome]:
+        """Chunks that are not what they should be: the whole frame, with all that can be checked."""
+        try:
+            stored = self._backend.read(pack_key(frame.pack), offset=frame.offset, length=frame.stored)
+            plain = decode_frame(self._codec, stored, frame.raw, str(frame))
+        except (NotFoundError, IntegrityError) as error:
+            return [(digest, error) for digest, _ in chunks]
+        outcome: list[_Outcome] = []
+        for digest, place in chunks:
+            data = slice_chunk(plain, place)
+            if self._hash(data) == digest:
+                outcome.append((digest, data))
+                continue
+            wrong = DigestMismatchError(
                 f"chunk {digest.hex()} in pack {place.pack.hex()} has other bytes than its name says",
                 hint="casstore fsck --read-data --repair",
                 digest=digest.hex(),
             )
-
-    def _read_span(self, span: list[_FrameId]) -> list[tuple[_FrameId, bytes | Exception]]:
-        outcome: list[tuple[_FrameId, bytes | Exception]] = []
-        missing: list[_FrameId] = []
-        for frame in span:
-            with self._lock:
-                plain = self._cache.get(frame)
-                if plain is not None:
-                    self._cache.move_to_end(frame)
-            if plain is None:
-                missing.append(frame)
-            else:
-                outcome.append((frame, plain))
-        if not missing:
-            return outcome
-        start = missing[0].offset
-        end = missing[-1].offset + missing[-1].stored
-        try:
-            data = self._backend.read(pack_key(missing[0].pack), offset=start, length=end - start)
-        except NotFoundError as error:
-            return [*outcome, *((frame, error) for frame in missing)]
-        view = memoryview(data)
-        for frame in missing:
-            at = frame.offset - start
-            what = f"the frame at {frame.offset} of pack {frame.pack.hex()}"
-            try:
-                plain = decode_frame(self._codec, view[at : at + frame.stored], frame.raw, what)
-            except IntegrityError as error:
-                outcome.append((frame, error))
-            else:
-                self._remember(frame, plain)
-                outcome.append((frame, plain))
+            outcome.append((digest, wrong))
         return outcome
 
     def _remember(self, frame: _FrameId, plain: bytes) -> None:
         with self._lock:
-            if frame not in self._cache:
+            old = self._cache.get(frame, b"")
+            if len(old) < len(plain):
                 self._cache[frame] = plain
-                self._cached += len(plain)
+                self._cached += len(plain) - len(old)
             while self._cached > CACHE_BYTES:
                 _, old = self._cache.popitem(last=False)
                 self._cached -= len(old)
 
 
-def _spans(frames: list[_FrameId]) -> list[list[_FrameId]]:
-    spans: list[list[_FrameId]] = []
-    for frame in frames:
+class _Reading(NamedTuple):
+    """How chunks are read."""
+
+    copies: bool
+    """as bytes of their own"""
+    spread: bool
+    """by all worker threads"""
+
+
+def _spans(parts: list[_Part]) -> list[list[_Part]]:
+    """Parts, in order of their places, in groups that are read at once."""
+    spans: list[list[_Part]] = []
+    for part in parts:
         if spans:
-            span = spans[-1]
-            end = span[-1].offset + span[-1].stored
-            near = frame.pack == span[-1].pack and frame.offset - end <= READ_GAP
-            if near and frame.offset + frame.stored - span[0].offset <= READ_SPAN:
-                span.append(frame)
+            first, last = spans[-1][0], spans[-1][-1]
+            near = part.frame.pack == last.frame.pack and part.start - last.end <= READ_GAP
+            if near and part.end - first.start <= READ_SPAN:
+                spans[-1].append(part)
                 continue
-        spans.append([frame])
+        spans.append([part])
     return spans
 
 
@@ -274,6 +395,12 @@ class ChunkWriter:
         if self._gathered >= self._frame_bytes:
             self._close_frame()
 
+    def waiting(self) -> tuple[Sequence[tuple[bytes, Buffer]], Sequence[int]] | None:
+        """All chunks that were added, and their numbers of children, as long as none is on its way into a pack."""
+        if self._frames or self._records or len(self._pack):
+            return None
+        return tuple(self._chunks), tuple(self._children)
+
     def _close_frame(self) -> None:
         if not self._chunks:
             return
@@ -308,13 +435,17 @@ class ChunkWriter:
             upload, self._upload = self._upload, None
             upload.result()
 
-    def finish(self, notes: Sequence[VersionNote] = ()) -> list[AddPack]:
-        """Publish what is left; returns the records of all packs since the last call, durable now."""
+    def close(self, notes: Sequence[VersionNote] = ()) -> None:
+        """Begin to publish what is left."""
         self._close_frame()
         while self._frames:
             self._take_frame()
         if len(self._pack):
             self._close_pack(notes)
+
+    def finish(self, notes: Sequence[VersionNote] = ()) -> list[AddPack]:
+        """Publish what is left; returns the records of all packs since the last call, durable now."""
+        self.close(notes)
         self._wait()
         records, self._records = self._records, []
         return records

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from casstore.catalogue import Found
 from casstore.contents import naming, pieces
 from casstore.engine import Engine
 from casstore.model import Entry
 from casstore.tree import diff
+from casstore.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,29 +4,27 @@ The only module that reads the clock, random numbers, the host's name or the env
 a `Runtime`.
 """
 
+# ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
+
 from __future__ import annotations
 
 import fcntl
 import os
 import pwd
-import random
 import re
-import secrets
 import signal
-import socket
 import time
 import warnings
 from collections.abc import Callable
 from concurrent.futures import Executor
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Self
 
-import platformdirs
-
 from casstore.errors import InvalidInputError
+from casstore.values import dataclass
 
 KIB = 1024
 MIB = 1024 * KIB
@@ -42,10 +40,10 @@ _OF_TESTS = ("REQUIRE_", "STORM_")
 
 @dataclass(frozen=True, slots=True)
 class ChunkerParams:
-    """How files are cut: an algorithm and its sizes in bytes (docs/decisions/0002)."""
+    """How files are cut: an algorithm and its sizes in bytes (docs/decisions/0002, 0015)."""
 
-    algorithm: str = "fastcdc-2020"
-    minimum: int = 8 * KIB
+    algorithm: str = "gated-2026"
+    minimum: int = 16 * KIB
     average: int = 32 * KIB
     maximum: int = 128 * KIB
 
@@ -60,7 +58,7 @@ class ChunkerParams:
     @classmethod
     def around(cls, average: int) -> Self:
         """The default algorithm with another average size; the limits keep their ratio to it."""
-        return cls(minimum=average // 4, average=average, maximum=average * 4)
+        return cls(minimum=average // 2, average=average, maximum=average * 4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,10 +69,12 @@ class StoreConfig:
     chunker: ChunkerParams = field(default_factory=ChunkerParams)
     frame_bytes: int = 256 * KIB
     """plaintext bytes a frame aims at"""
-    pack_bytes: int = 64 * MIB
+    pack_bytes: int = 32 * MIB
     """stored bytes a pack aims at"""
     node_bytes: int = 16 * KIB
     """average encoded size of a tree node"""
+    planes: bool = True
+    """data that is an array of numbers may be stored as byte planes; a feature that readers must know"""
     store_id: str = ""
 
 
@@ -99,12 +99,12 @@ class Runtime:
     """
 
     clock: Callable[[], datetime] = lambda: datetime.now(UTC)
-    random_bytes: Callable[[int], bytes] = secrets.token_bytes
-    jitter: Callable[[], float] = random.random
+    random_bytes: Callable[[int], bytes] = os.urandom
+    jitter: Callable[[], float] = lambda: jitter()
     sleep: Callable[[float], None] = time.sleep
     monotonic: Callable[[], float] = time.monotonic
     actor: str = field(default_factory=lambda: default_actor())
-    writer: str = field(default_factory=lambda: f"{socket.gethostname()}:{os.getpid()}")
+    writer: str = field(default_factory=lambda: f"{os.uname().nodename}:{os.getpid()}")
     file_clock: Callable[[], int] = lambda: system_micros()
     """the clock the times of local files are from, in microseconds since the epoch"""
     quiet: Callable[[int], int | None] = lambda fd: unwritten_at(fd)
@@ -262,6 +262,13 @@ def file_system_of(path: str | Path) -> str:
     return kind
 
 
+def jitter() -> float:
+    """A number from 0 to 1, to spread contenders out."""
+    import random
+
+    return random.random()
+
+
 def on_network(path: Path) -> bool:
     """True if a path is on a file system that LMDB must not be on (it needs coherent shared memory)."""
     return file_system_of(path).startswith(_NETWORK)
@@ -270,4 +277,8 @@ def on_network(path: Path) -> bool:
 def cache_directory() -> Path:
     """Where views of remote or read-only stores go: ``CASSTORE_CACHE_DIR``, else the user's cache directory."""
     chosen = environment("CACHE_DIR")
-    return Path(chosen) if chosen else Path(platformdirs.user_cache_dir("casstore"))
+    if chosen:
+        return Path(chosen)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("casstore"))

@@ -21,7 +21,9 @@ from casstore.reference import Access, open_verified
 from casstore.tree import chunk_list, find, walk
 
 READ_AHEAD = 64 * 1024
-"""bytes an open file reads at least"""
+"""bytes an open file reads at least, when it is read from one end to the other"""
+FIRST_AHEAD = 4 * 1024
+"""bytes it reads where somebody has gone to; twice as many each time as reading goes on there"""
 WINDOW = 8 * 1024 * 1024
 """bytes fetched together when a range is long"""
 
@@ -198,6 +200,9 @@ class StoredFile(io.RawIOBase, BinaryIO):
         self._found = found
         self._entry = entry
         self._at = 0
+        self._expected = 0
+        """where the next read begins if nobody goes elsewhere"""
+        self._ahead = READ_AHEAD
         self._long = LongRead(engine, found, "open file of")
 
     def readable(self) -> bool:
@@ -225,9 +230,11 @@ class StoredFile(io.RawIOBase, BinaryIO):
         return self._at
 
     def readinto(self, buffer: object) -> int:
-        """Fill a buffer as far as the file goes."""
+        """Fill a buffer as far as the file goes; less of it where reading has just begun."""
         view = memoryview(buffer).cast("B")  # type: ignore[arg-type]
-        data = self.read(min(len(view), WINDOW))
+        self._ahead = min(self._ahead * 2, WINDOW) if self._at == self._expected else FIRST_AHEAD
+        data = self.read(min(len(view), self._ahead))
+        self._expected = self._at
         view[: len(data)] = data
         return len(data)
 

@@ -6,7 +6,7 @@ What a plan says is what its execution does: both come from the same look at the
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from datetime import datetime
 
 from casstore import catalogue, expiry
@@ -26,6 +26,7 @@ from casstore.linking import unlink_record
 from casstore.model import (
     KEPT,
     CollectionRow,
+    Purge,
     PurgeCollection,
     Record,
     RestoreCollection,
@@ -41,6 +42,7 @@ from casstore.policy import purge_time
 from casstore.selection import Matcher, Where
 from casstore.state import BY_COLLECTION, head_of
 from casstore.trashing import Allowed, obstacle, trash_record, users
+from casstore.values import dataclass
 from casstore.view import (
     aliases,
     collection_name,
@@ -135,6 +137,8 @@ class Request:
     actor: str
     now: int | None = None
     """of the safe clock, from which ages are counted; None: the time of the commit"""
+    permanent: bool = False
+    """purged by the same commit, also those among the named that are in the trash already"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,6 +157,7 @@ class _Chosen:
     links: tuple[str, ...] = ()
     unlinked: tuple[str, ...] = ()
     cancelled: tuple[str, ...] = ()
+    purges: tuple[Purge, ...] = ()
 
 
 class Plan:
@@ -193,7 +198,7 @@ class Plan:
 
     def apply(self) -> BulkDeletion:
         """Carry it out, in one commit. Raises `StaleBaseError` if it would be another plan by now; see `plan`."""
-        return _carry_out(self._engine, self._request, self._chosen)
+        return _carry_out(self._engine, self._request, self._chosen, self._foreseen)
 
 
 def request_for(
@@ -204,6 +209,7 @@ def request_for(
     collection: str | None,
     allowed: Allowed,
     reason: str,
+    permanent: bool = False,
 ) -> Request:
     """A checked request. References are resolved now. Raises `InvalidInputError`, `VersionNotFoundError`."""
     if (where is None) == (not refs):
@@ -221,7 +227,7 @@ def request_for(
         for ref in refs:
             found = catalogue.find(tables, parse_reference(ref), states=KEPT)
             named[place_of(found.version)] = None
-    return Request(where, tuple(named), name, allowed, reason, engine.runtime.actor)
+    return Request(where, tuple(named), name, allowed, reason, engine.runtime.actor, permanent=permanent)
 
 
 def plan(engine: Engine, request: Request) -> Plan:
@@ -247,7 +253,9 @@ def delete(engine: Engine, request: Request) -> BulkDeletion:
     return _carry_out(engine, request, None)
 
 
-def _carry_out(engine: Engine, request: Request, planned: _Chosen | None) -> BulkDeletion:
+def _carry_out(
+    engine: Engine, request: Request, planned: _Chosen | None, foreseen: BulkDeletion | None = None
+) -> BulkDeletion:
     chosen: _Chosen | None = None
 
     def build(tables: Tables) -> Sequence[Record]:
@@ -255,10 +263,14 @@ def _carry_out(engine: Engine, request: Request, planned: _Chosen | None) -> Bul
         chosen = _choose(tables, request)
         if planned is not None:
             _check_same(planned, chosen)
-        return chosen.records
+        return (*chosen.records, *chosen.purges)
 
     engine.commit(build)
     assert chosen is not None
+    if foreseen is not None and request.permanent:
+        # What is purged keeps nothing any more: what it kept alone was counted before.
+        now = from_micros(engine.runtime.now())
+        return replace(foreseen, trashed_at=now, purge_at=now)
     with engine.view.read() as tables:
         row = _row_of(tables, chosen.records[-1]) if chosen.records else None
         # Nothing was to be done, or somebody has restored it already.
@@ -299,8 +311,9 @@ def _row_of(tables: Tables, record: Trash | Unlink) -> VersionRow | None:
 
 def _choose(tables: Tables, request: Request) -> _Chosen:
     """The records of a request, in ascending order of versions: the state looks for ``latest`` only once then."""
-    safe = head_of(tables).safe
-    purge_at = purge_time(tables)
+    head = head_of(tables)
+    safe = head.safe
+    purge_at = safe if request.permanent else purge_time(tables)
     by_alias = catalogue.protected_aliases(tables)
     named = request.where is None
     but = "; nothing was changed"
@@ -322,6 +335,7 @@ def _choose(tables: Tables, request: Request) -> _Chosen:
         cancelled += runs
     going: list[VersionRow] = []
     links: list[VersionRow] = []
+    waiting: list[VersionRow] = []
     refs: list[str] = []
     skipped: list[tuple[str, str]] = []
     for found, held in meant:
@@ -329,7 +343,11 @@ def _choose(tables: Tables, request: Request) -> _Chosen:
         if version.is_link:
             continue
         if version.state is not VersionState.COMMITTED:
-            skipped.append((found.label, "is in the trash already"))
+            if request.permanent:
+                waiting.append(version)
+                refs.append(found.label)
+            else:
+                skipped.append((found.label, "is in the trash already"))
             continue
         why = obstacle(tables, found, held, by_alias, request.allowed, apart)
         if why is not None and named:
@@ -344,9 +362,15 @@ def _choose(tables: Tables, request: Request) -> _Chosen:
         links += with_it
         cancelled += users(tables, (version, *with_it))
         refs.append(found.label)
+    purges: list[Purge] = []
+    if request.permanent:
+        # A purge names the commit that trashed the version: for these it is the one being built.
+        fresh = [record for record in records if isinstance(record, Trash)]
+        purges = [Purge(r.collection, r.number, head.seq, force=True, actor=request.actor) for r in fresh]
+        purges += catalogue.purges(tables, waiting, request.actor, force=True)
     return _Chosen(
         tuple(records),
-        tuple(row.root for row in with_links(tables, going) if place_of(row) not in apart),
+        tuple(row.root for row in with_links(tables, [*going, *waiting]) if place_of(row) not in apart),
         tuple(found.version.root for found in unlinked),
         tuple(refs),
         tuple(skipped),
@@ -355,6 +379,7 @@ def _choose(tables: Tables, request: Request) -> _Chosen:
         tuple(catalogue.found_of(tables, row).label for row in links),
         tuple(found.label for found in unlinked),
         tuple(dict.fromkeys(cancelled)),
+        tuple(purges),
     )
 
 

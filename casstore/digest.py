@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Protocol, Self
 
 import blake3
 import xxhash
 
 from casstore.errors import InvalidInputError
+from casstore.values import dataclass
 
 Buffer = bytes | bytearray | memoryview
 

@@ -1,14 +1,16 @@
 """Several writers of one version: the methods of a store for them."""
 
+# ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
+
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-from casstore import ageing, batch, catalogue, pin, quota
+from casstore import catalogue, expiry, pin, quota
 from casstore.artifact import Artifact, draft_base, foreign_path
 from casstore.authority import ask
-from casstore.batch import BatchInfo, FinishRequest, PartInfo, UpsertRequest
 from casstore.errors import InvalidInputError
 from casstore.ingest import LogRequest, named_now
 from casstore.model import INHERIT, Inherit, JsonMap, Progress, no_progress
@@ -23,9 +25,12 @@ from casstore.names import (
     check_tags,
     ttl_seconds,
 )
-from casstore.run import Run, id_in
 from casstore.upkeep import StoreUpkeep
 from casstore.version import Version
+
+if TYPE_CHECKING:
+    from casstore.batch import BatchInfo, PartInfo
+    from casstore.run import Run
 
 DEDUP = ("latest", "any", "never")
 
@@ -40,7 +45,7 @@ class DistributedStore(StoreUpkeep):
         part: str | None = None,
         *,
         project: str | None = None,
-        lease: timedelta = batch.LEASE,
+        lease: timedelta = timedelta(days=7),
         progress: Progress = no_progress,
     ) -> PartInfo:
         """Store an artifact's content as one part of a version that `finish` will make; durable on return.
@@ -54,16 +59,18 @@ class DistributedStore(StoreUpkeep):
         content, mode or kind; `ArtifactFinalizedError` if the batch is finished, `RefusedError` if it was aborted,
         `TypeConflictError`, `InvalidNameError`, `QuotaExceededError`; and as `log_artifact`.
         """
+        from casstore.batch import UpsertRequest, check_lease, upsert
+
         name = self._home_of(art, project)
         request = UpsertRequest(
             name,
             check_id(distributed_id, "distributed_id"),
             None if part is None else check_id(part, "part"),
-            batch.check_lease(lease),
+            check_lease(lease),
             quota.admit,
         )
         ask(self._runtime, [("log", name.short)])
-        info = batch.upsert(self._engine, art, request, progress)
+        info = upsert(self._engine, art, request, progress)
         art.finalize()
         return info
 
@@ -97,6 +104,9 @@ class DistributedStore(StoreUpkeep):
         Raises `NotFoundError`, `ConflictError` without any parts, `LeaseLostError` for a part that somebody let go of,
         `UpsertConflictError` if ``art`` and a part contradict each other, `RefusedError` if the batch was aborted.
         """
+        from casstore.batch import FinishRequest, check_expected, destination, finish
+        from casstore.run import id_in
+
         if dedup not in DEDUP:
             raise InvalidInputError(f"dedup={dedup!r} is not valid", hint=", ".join(DEDUP))
         if art is not None and collection is not None:
@@ -128,16 +138,16 @@ class DistributedStore(StoreUpkeep):
         request = FinishRequest(
             name,
             check_id(distributed_id, "distributed_id"),
-            batch.check_expected(expected_parts, lambda part: check_id(part, "part")),
+            check_expected(expected_parts, lambda part: check_id(part, "part")),
             labels,
             None if description is None else check_description(description),
             metadata,
         )
-        home, kind = batch.destination(self._engine, request)
-        ageing.check_loggable(self._engine, kind, seconds)
+        home, kind = destination(self._engine, request)
+        expiry.check_loggable(self._engine, kind, seconds)
         if home is not None:
             ask(self._runtime, [("log", home.short)])
-        result = batch.finish(self._engine, art, request, progress)
+        result = finish(self._engine, art, request, progress)
         if art is not None:
             art.finalize()
         return Version(
@@ -192,11 +202,15 @@ class DistributedStore(StoreUpkeep):
 
     def pending(self) -> list[BatchInfo]:
         """Batches that are neither finished nor aborted, by collection and id."""
-        return batch.pending(self._engine)
+        from casstore.batch import pending
+
+        return pending(self._engine)
 
     def batch(self, distributed_id: str, collection: str | None = None) -> BatchInfo:
         """A batch in any state. Raises `NotFoundError`; `InvalidInputError` if more than one has the id."""
-        return batch.get(self._engine, _named(collection), check_id(distributed_id, "distributed_id"))
+        from casstore.batch import get
+
+        return get(self._engine, _named(collection), check_id(distributed_id, "distributed_id"))
 
     def abort(self, distributed_id: str, collection: str | None = None, reason: str = "") -> BatchInfo:
         """Give a batch up, in one commit: what only its parts keep is garbage then. Returns it as it was before.
@@ -204,8 +218,10 @@ class DistributedStore(StoreUpkeep):
         One that is aborted already is left as it is. Its id stays used. Raises `NotFoundError`,
         `ArtifactFinalizedError` if it is finished; `InvalidInputError` if more than one has the id.
         """
+        from casstore.batch import abort
+
         name = _named(collection)
-        return batch.abort(self._engine, name, check_id(distributed_id, "distributed_id"), check_description(reason))
+        return abort(self._engine, name, check_id(distributed_id, "distributed_id"), check_description(reason))
 
 
 def _named(collection: str | None) -> CollectionName | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import timedelta
 from enum import StrEnum
 
@@ -14,6 +14,7 @@ from casstore.checkpointing import TAIL
 from casstore.config import from_micros, on_network, system_micros
 from casstore.engine import Engine
 from casstore.status import Status, status
+from casstore.values import dataclass
 
 SKEW = timedelta(minutes=5)
 TIGHT = 4

@@ -13,7 +13,7 @@ import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from casstore import authority
 from casstore.authority import Question
@@ -35,17 +35,22 @@ from casstore.errors import (
     RefusedError,
     StoreBusyError,
 )
+from casstore.format.layout import pack_key
 from casstore.format.nodes import Node, decode_node
 from casstore.log import Log
 from casstore.model import Drop, Erase, Quarantine, Record, Segment, Transaction
 from casstore.overlay import Overlay, Tables
-from casstore.state import advance, apply_transaction, head_of
-from casstore.view import Storage, View
+from casstore.parcels import Load, Parcel, load
+from casstore.state import PACK, advance, apply_transaction, head_of
+from casstore.values import dataclass
+from casstore.view import Ahead, Storage, View
 
 Build = Callable[[Tables], Sequence[Record]]
 
 GROUP = 64
 """transactions of one process that may share a segment"""
+PATIENCE = 1.0
+"""seconds after which one who waits for another's commit looks whether there is one, come what may"""
 REMEMBERED_SEGMENTS = 1024
 NODE_CACHE = 512
 
@@ -77,6 +82,9 @@ class _Request:
     txid: bytes
     allowed: set[Question] | None
     """what the answer to was yes so far, of all that are committed together; None: nobody need be asked"""
+    parcel: Parcel | None = None
+    gate: threading.Lock | None = None
+    """held for who waits for it: released when it is done, and when somebody has to see to it"""
     transaction: Transaction | None = None
     at: int = 0
     done: bool = False
@@ -85,6 +93,18 @@ class _Request:
 
     def finish(self, result: Committed | None = None, error: BaseException | None = None) -> None:
         self.result, self.error, self.done = result, error, True
+
+
+class CondemnedError(Exception):
+    """A collector has taken a pack of the group for an orphan: its chunks need another."""
+
+
+@dataclass(slots=True)
+class _Group:
+    """Requests that are committed together, and the packs with what those of them store that left it to the group."""
+
+    requests: list[_Request]
+    load: Load | None = None
 
 
 class Engine:
@@ -110,11 +130,13 @@ class Engine:
         self.read_only = read_only
         self.place: str | None = None
         """the directory the store is in, if it is on a local file system"""
-        self.codec = ZstdCodec(settings.zstd_level)
+        self.codec = ZstdCodec(settings.zstd_level, planes=config.planes)
+        self.plain_codec = ZstdCodec(settings.zstd_level)
+        """writes what any version reads: for the log, checkpoints and bundles"""
         self.hash = hash_function(config.digest)
         self.sessions = sessions_of(backend)
-        self.log = Log(backend, self.codec)
-        self.checkpoints = Checkpoints(backend, self.codec, runtime.random_bytes)
+        self.log = Log(backend, self.plain_codec)
+        self.checkpoints = Checkpoints(backend, self.plain_codec, runtime.random_bytes)
         self.view = View(storage, self.log, ops.effect, discard, self.checkpoints)
         self.reader = ChunkReader(
             backend, self.codec, self.hash, self.view.locate, self.view.refresh, self.executor, self._fate
@@ -137,6 +159,7 @@ class Engine:
         self._executor = None
         self._executor_lock = threading.Lock()
         self._commit_lock = threading.Lock()
+        self._held: dict[str, weakref.ref[Hold]] = {}
         self._queue: list[_Request] = []
         self._queue_lock = threading.Lock()
         self.reader.restart()
@@ -204,12 +227,21 @@ class Engine:
 
         Sessions wait `Settings.busy_seconds`; who wants to be alone does not. Raises `StoreBusyError`.
         """
-        patience = 0.0 if exclusive else self.settings.busy_seconds
-        return enter(self.sessions, self.runtime, doing, exclusive=exclusive, busy_seconds=patience)
+        if exclusive:
+            return enter(self.sessions, self.runtime, doing, exclusive=True)
+        # Sessions at the same time share one, which ends when the last of them has let go of it.
+        shared = self._held[doing]() if doing in self._held else None
+        if shared is None:
+            shared = enter(self.sessions, self.runtime, doing, busy_seconds=self.settings.busy_seconds)
+            self._held[doing] = weakref.ref(shared)
+        kept = [shared]
+        return Hold(kept.clear, kept.clear)
 
     # --- the commit path
 
-    def commit(self, build: Build, *, packs_since: int | None = None, asked: bool = False) -> Committed | None:
+    def commit(
+        self, build: Build, *, packs_since: int | None = None, asked: bool = False, parcel: Parcel | None = None
+    ) -> Committed | None:
         """Commit the records that ``build`` makes of the state at the head. Durable on return.
 
         ``build`` runs on a snapshot that stands exactly where the segment will, and again whenever another
@@ -217,23 +249,31 @@ class Engine:
         which case the result is None. ``packs_since`` is the position known when the oldest pack it adds was
         uploaded. Requests of several threads may share a segment, each a transaction of its own. Whoever embeds the
         store is asked first whether the records may be (`authority`), unless ``asked``: that was done, or nobody but
-        the store itself wants them.
+        the store itself wants them. ``parcel``: chunks that are stored with it, in packs it may share with others;
+        ``build`` puts `Parcel.packs` first. Nothing is stored if nothing comes of it.
 
         Raises `RefusedError` if they may not, `ConflictError` if the log voided the transaction, `StoreBusyError` after
         too many lost races, `BackendError` when the outcome could not be made durable.
         """
-        return self.commit_all([build], packs_since=packs_since, asked=asked)[0]
+        return self.commit_all([build], packs_since=packs_since, asked=asked, parcel=parcel)[0]
 
     def commit_all(
-        self, builds: Sequence[Build], *, packs_since: int | None = None, asked: bool = False
+        self,
+        builds: Sequence[Build],
+        *,
+        packs_since: int | None = None,
+        asked: bool = False,
+        parcel: Parcel | None = None,
     ) -> list[Committed | None]:
         """`commit` for several transactions at once, in one segment; each stands or falls alone.
 
-        The first error of any of them is raised when all are done.
+        The first error of any of them is raised when all are done. ``parcel``: that of the first one.
         """
         self.check_writable()
         allowed: set[Question] | None = None if asked or authority.is_open(self.runtime) else set()
         requests = [_Request(build, packs_since, self.runtime.random_bytes(16), allowed) for build in builds]
+        if parcel is not None:
+            requests[0].parcel = parcel
         waiting = requests
         while waiting:
             self._carry_out(waiting)
@@ -248,14 +288,42 @@ class Engine:
         return [request.result for request in requests]
 
     def _carry_out(self, requests: Sequence[_Request]) -> None:
+        gate = threading.Lock()
+        gate.acquire()
+        for request in requests:
+            request.gate = gate
         with self._queue_lock:
             self._queue.extend(requests)
-        with self._commit_lock:
+        try:
             while not all(request.done for request in requests):
-                # Whoever holds the lock commits for everyone who waits for it.
-                with self._queue_lock:
-                    group, self._queue = self._queue[:GROUP], self._queue[GROUP:]
+                if self._commit_lock.locked():
+                    # Whoever holds the lock commits for everyone who waits. But not for the lock: those it has
+                    # committed go on while the next one holds it, and come back in time for the one after that.
+                    gate.acquire(timeout=PATIENCE)
+                else:
+                    with self._commit_lock:
+                        self._lead(requests)
+        finally:
+            if not self._commit_lock.locked():
+                # It may have been our turn. Whoever has the lock by now will come by here, too.
+                self._wake(self._queue[:1])
+
+    def _lead(self, requests: Sequence[_Request]) -> None:
+        """Commit what is waiting until some requests are done."""
+        while not all(request.done for request in requests):
+            with self._queue_lock:
+                group, self._queue = self._queue[:GROUP], self._queue[GROUP:]
+            try:
                 self._commit_group(group)
+            finally:
+                self._wake(group)
+
+    def _wake(self, requests: Sequence[_Request]) -> None:
+        """Have those who wait for some requests look at them."""
+        with self._queue_lock:
+            for gate in {id(request.gate): request.gate for request in requests}.values():
+                if gate is not None and gate.locked():
+                    gate.release()
 
     def _answer(self, request: _Request) -> bool:
         """Ask what a request waits for; True if it can go on by that."""
@@ -284,7 +352,8 @@ class Engine:
             self.log.barrier()
             self._durable = seq
 
-    def _commit_group(self, group: list[_Request]) -> None:
+    def _commit_group(self, requests: list[_Request]) -> None:
+        group = _Group(requests)
         try:
             for attempt in range(self.settings.commit_attempts):
                 if self._attempt(group):
@@ -296,24 +365,36 @@ class Engine:
                 f"the commit lost {self.settings.commit_attempts} races", hint="try again when fewer writers are busy"
             )
         except BaseException as error:
-            for request in group:
+            for request in requests:
                 if not request.done:
                     request.finish(error=error)
             if not isinstance(error, CasstoreError):
                 raise
+        finally:
+            self._discard(group)
 
-    def _attempt(self, group: list[_Request]) -> bool:
+    def _attempt(self, group: _Group) -> bool:
         """One try: True when every request of the group is done."""
         self.view.refresh()
-        segment, pending = self._build(group)
+        try:
+            segment, pending, ahead = self._prepared(group)
+        except CondemnedError:
+            self._discard(group)
+            return False
         if not pending:
             return True
+        if not self._stored(group, pending):
+            return all(request.done for request in group.requests)
         # The segment before ours may be another's and not durable yet: ours must not outlive it.
         self._make_durable(segment.seq - 1)
+        if group.load is not None:
+            group.load.exposed = True
         try:
             chain = self.log.create(segment)
         except AlreadyExistsError:
             if not self._is_ours(segment):
+                if group.load is not None:
+                    group.load.exposed = False
                 return False
             self.log.barrier()
             self.view.refresh()
@@ -324,22 +405,76 @@ class Engine:
             self._settle(error)
             self.view.refresh()
         else:
-            self.view.fold([(segment, chain)])
+            self.view.fold([(segment, chain)], ahead)
         self._durable = segment.seq
-        for request in pending:
-            self._learn(request, segment)
+        self._remember(segment)
+        with self.view.read():  # one snapshot for all
+            for request in pending:
+                self._learn(request, segment)
         return True
 
-    def _build(self, group: list[_Request]) -> tuple[Segment, list[_Request]]:
+    # --- packs of a group
+
+    def _prepared(self, group: _Group) -> tuple[Segment, list[_Request], Ahead | None]:
+        """The segment to be, with packs that hold what its transactions need: sealed, perhaps not published yet."""
+        self._load(group)
+        built = self._build(group)
+        if group.load is not None and not group.load.published:
+            wanted = sum(request.parcel is not None for request in built[1])
+            if wanted < len(group.load.parcels):
+                # Nothing came of some of them: nothing of theirs is stored.
+                self._load(group)
+                if wanted:
+                    built = self._build(group)
+        return built
+
+    def _load(self, group: _Group) -> None:
+        """Seal what the requests leave to the group, unless it is in packs already."""
+        if group.load is None or not group.load.published:
+            parcels = [r.parcel for r in group.requests if r.parcel is not None and not r.done]
+            made = load(parcels, self.codec, self.new_pack, self.config.frame_bytes) if parcels else None
+            group.load = made
+
+    def _stored(self, group: _Group, pending: Sequence[_Request]) -> bool:
+        """Publish the packs of a group, if need be. False if that failed those who need them."""
+        if group.load is None or group.load.published:
+            return True
+        try:
+            group.load.published = True
+            # One after the other: to ask another thread for one of them takes longer than it saves.
+            for pack in group.load.packs:
+                self.backend.create(pack_key(pack.record.pack), pack.data())
+        except CasstoreError as error:
+            for request in pending:
+                if request.parcel is not None:
+                    request.finish(error=error)
+            self._discard(group)
+            return False
+        return True
+
+    def _discard(self, group: _Group) -> None:
+        """Take packs back that no segment names. If one may, they are left to the collector."""
+        made, group.load = group.load, None
+        if made is not None and made.published and not made.exposed:
+            for pack in made.records:
+                with suppress(CasstoreError):
+                    self.backend.delete(pack_key(pack.pack))
+
+    def _build(self, group: _Group) -> tuple[Segment, list[_Request], Ahead | None]:
         with self.view.read() as tables:
-            since = min((r.packs_since for r in group if r.packs_since is not None and not r.done), default=None)
+            requests = [request for request in group.requests if not request.done]
+            since = min((r.packs_since for r in requests if r.packs_since is not None), default=None)
             overlay, segment = self._ahead(tables, since)
+            packs = () if group.load is None else group.load.records
+            if any(tables.get(PACK, pack.pack) is not None for pack in packs):
+                raise CondemnedError
             transactions: list[Transaction] = []
             pending: list[_Request] = []
-            for request in group:
-                if request.done:
-                    continue
+            for request in requests:
+                parcel = request.parcel
                 try:
+                    if parcel is not None:
+                        parcel.packs = packs
                     records = tuple(request.build(overlay))
                     if not records:
                         request.finish()
@@ -355,10 +490,13 @@ class Engine:
                 except Exception as error:  # noqa: BLE001 - it belongs to the thread that asked
                     request.finish(error=error)
                     continue
+                if parcel is not None:
+                    packs = ()  # the first that takes effect brings them for all
                 transactions.append(transaction)
                 pending.append(request)
                 request.transaction, request.at = transaction, segment.claimed
-        return replace(segment, transactions=tuple(transactions)), pending
+            ahead = None if tables.stamp is None else Ahead(tables.stamp, overlay.changes)
+        return replace(segment, transactions=tuple(transactions)), pending, ahead
 
     def _ahead(self, tables: Tables, since: int | None) -> tuple[Overlay, Segment]:
         """The state as the next segment, claimed now, would find it; and that segment, still empty."""
@@ -415,17 +553,22 @@ class Engine:
                 found = self.log.read(seq)
                 if found is None:
                     return None
-                known = frozenset(
-                    digest
-                    for transaction in found[0].transactions
-                    for record in transaction.records
-                    for digest in _given_up(record)
-                )
-                if len(self._dropped) > REMEMBERED_SEGMENTS:
-                    self._dropped.clear()
-                self._dropped[seq] = known
+                known = self._remember(found[0])
             dropped |= known
         return dropped
+
+    def _remember(self, segment: Segment) -> frozenset[bytes]:
+        """Keep in mind what a segment of the log gave up, so that nobody reads it for that."""
+        known = frozenset(
+            digest
+            for transaction in segment.transactions
+            for record in transaction.records
+            for digest in _given_up(record)
+        )
+        if len(self._dropped) > REMEMBERED_SEGMENTS:
+            self._dropped.clear()
+        self._dropped[segment.seq] = known
+        return known
 
 
 def _given_up(record: Record) -> tuple[bytes, ...]:

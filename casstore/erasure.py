@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from datetime import datetime
 
 from casstore import catalogue, explain
@@ -44,6 +44,7 @@ from casstore.names import check_description, parse_reference, split_path
 from casstore.overlay import Tables
 from casstore.state import CHUNK, NO_PACK, NODE, ZERO, head_of
 from casstore.tree import chunk_list
+from casstore.values import dataclass
 from casstore.view import collections, pack_at, versions
 
 SWEEPS = 3

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain
 
@@ -34,6 +33,7 @@ from casstore.model import (
 )
 from casstore.overlay import Tables
 from casstore.state import current_name
+from casstore.values import dataclass
 from casstore.view import collection_named, links_of, version_at, versions
 
 TRASHED, RESTORED, PURGED = "trash", "restore", "purge"

@@ -8,17 +8,18 @@ time is hidden from readers at once; a sweep moves it to the trash.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from casstore import policy
 from casstore.config import from_micros
 from casstore.engine import Engine
+from casstore.errors import RefusedError
 from casstore.model import CollectionRow, GCRun, Record, SetTtl, Trash, VersionRow, VersionState
 from casstore.names import LATEST, CollectionName
 from casstore.overlay import Tables
 from casstore.policy import Policy
 from casstore.state import PIN, TRASHED, Head, aliases_of, head_of, ratchet
+from casstore.values import dataclass
 from casstore.view import collection_name, collections, links_of, version_at, versions
 
 SECOND = 1_000_000
@@ -32,6 +33,22 @@ class Terms:
 
     policy: Policy
     safe: int
+
+
+def check_type_has_ttl(terms: Terms, kind: str, seconds: int) -> None:
+    """Raise `RefusedError` for a time to live on a type that the policy says has none."""
+    if seconds > 0 and kind in terms.policy.no_ttl_types:
+        raise RefusedError(
+            f"versions of type {kind!r} have no time to live", hint="store.policy.no_ttl_types lists these types"
+        )
+
+
+def check_loggable(engine: Engine, kind: str, seconds: int) -> None:
+    """`check_type_has_ttl`, by the rules in force."""
+    if seconds > 0:
+        engine.view.refresh()
+        with engine.view.read() as tables:
+            check_type_has_ttl(terms_in_force(tables), kind, seconds)
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 
 from casstore import catalogue, expiry, policy
@@ -38,6 +38,7 @@ from casstore.names import check_limit, check_texts, parse_reference, split_path
 from casstore.overlay import Tables
 from casstore.pin import NEVER
 from casstore.state import CHUNK, LOST, NODE, PIN
+from casstore.values import dataclass
 from casstore.view import children_of, collections, pack_at, trashed, versions, with_links
 
 FOOTER_LENGTH = 5

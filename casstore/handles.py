@@ -1,13 +1,14 @@
 """What binds entries and drafts to the store their content is in."""
 
+# ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
+
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import BinaryIO
 
-from casstore import checkout, contents, pin
+from casstore import contents, pin
 from casstore.catalogue import Found, place_of
 from casstore.digest import Digest
 from casstore.engine import Engine
@@ -58,10 +59,12 @@ class EntryReader:
 
     def download(self, entry: Entry, root: str | None) -> str:
         """See `BlobReader.download`."""
+        from casstore.checkout import download
+
         target = os.path.join("artifacts", f"{self._found.name.name}:v{self._found.version.number}")
         where = target if root is None else root
         with pin.reading(self._engine, self._found, "download from", no_progress) as touched:
-            report = checkout.download(self._engine, self._found, where, path_prefix=entry.path, progress=touched)
+            report = download(self._engine, self._found, where, path_prefix=entry.path, progress=touched)
         return os.path.join(report.path, *entry.path.split("/"))
 
     def name(self, entry: Entry) -> Digest | None:
@@ -105,10 +108,10 @@ class DraftBase:
     def find(self, path: str) -> Entry | None:
         """The entry at a path, readable."""
         entry = contents.find_entry(self._engine, self._found, path)
-        return None if entry is None else replace(entry, reader=EntryReader(self._engine, self._found))
+        return None if entry is None else entry.bound(EntryReader(self._engine, self._found))
 
     def walk(self, prefix: str) -> Iterator[Entry]:
         """Entries whose path begins with a prefix, readable."""
         reader = EntryReader(self._engine, self._found)
         for entry in contents.entries(self._engine, self._found, prefix=prefix):
-            yield replace(entry, reader=reader)
+            yield entry.bound(reader)

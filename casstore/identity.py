@@ -1,23 +1,29 @@
 """What a version says of itself: identity, labels, life. Looks, changes nothing."""
 
+# ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
+
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime, timedelta
+from typing import TYPE_CHECKING
 
-from casstore import catalogue, expiry, lineage
+from casstore import catalogue, expiry
 from casstore.catalogue import Found
 from casstore.config import from_micros
 from casstore.digest import Digest, seal
 from casstore.engine import Engine
 from casstore.errors import IntegrityError, InvalidInputError
-from casstore.lineage import RunRecord, UseRecord
 from casstore.model import VersionRow, VersionState
 from casstore.names import canonical_metadata, check_description, check_tags
 from casstore.state import aliases_of
+from casstore.values import dataclass
 from casstore.view import links_of, version_at
+
+if TYPE_CHECKING:
+    from casstore.lineage import RunRecord, UseRecord
 
 
 @dataclass(slots=True)
@@ -320,15 +326,21 @@ class VersionFacts:
 
     def logged_by(self) -> RunRecord | None:
         """The run that logged it; None if there was none, or it was deleted. Looked up at the head of the log."""
-        return lineage.logged_by(self._engine, self._found)
+        from casstore.lineage import logged_by
+
+        return logged_by(self._engine, self._found)
 
     def used_by(self) -> list[RunRecord]:
         """The runs that used it or a link to it, in the order they began to; without deleted ones. See `uses`."""
-        return lineage.used_by(self._engine, self._found)
+        from casstore.lineage import used_by
+
+        return used_by(self._engine, self._found)
 
     def uses(self) -> list[UseRecord]:
         """Every use of it and of links to it, also ended and cancelled ones, in the order they began."""
-        return lineage.uses(self._engine, self._found)
+        from casstore.lineage import uses
+
+        return uses(self._engine, self._found)
 
     @property
     def actor(self) -> str:

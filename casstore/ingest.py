@@ -1,11 +1,12 @@
 """Artifact → version: have it read and stored, decide what the version is, commit."""
 
+# ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
+
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
-from casstore import lineage
 from casstore.artifact import Artifact, referred_files
 from casstore.catalogue import open_collection
 from casstore.engine import Engine
@@ -37,6 +38,7 @@ from casstore.reading import Session
 from casstore.reference import confine
 from casstore.state import PIN, alias_target, aliases_of, runs_logging
 from casstore.tree import Tree
+from casstore.values import dataclass
 from casstore.view import collection_name, identifier_of, version_at, with_root
 from casstore.writer import Writer
 
@@ -95,9 +97,9 @@ class Decision:
 
 def ingest(engine: Engine, artifact: Artifact, request: LogRequest, progress: Progress = no_progress) -> LogResult:
     """Store an artifact and commit it as a version, or find that it is one already. Durable on return."""
-    roots = check_rules(engine, artifact, request)
+    seq, roots = check_rules(engine, artifact, request)
     metadata = canonical_metadata(artifact.metadata)
-    writer = Writer(engine)
+    writer = Writer(engine, seq)
     try:
         session = Session(engine, writer, artifact, progress)
         session.run()
@@ -183,18 +185,19 @@ def log_known(engine: Engine, draft: Callable[[Tables], Known]) -> LogResult:
     return LogResult(decision.collection, decision.number, False, root, 0, 0, decision.latest_before, decision.ignored)
 
 
-def check_rules(engine: Engine, artifact: Artifact, request: LogRequest) -> tuple[str, ...] | None:
-    """Refuse a wrong type, base or reference before anything is read; the roots the references were compared with.
+def check_rules(engine: Engine, artifact: Artifact, request: LogRequest) -> tuple[int, tuple[str, ...] | None]:
+    """Refuse a wrong type, base or reference before anything is read.
 
+    Returns the position of the log at which that was looked at, and the roots the references were compared with.
     Raises `TypeConflictError`, `StaleBaseError`, `RefusedError`.
     """
-    engine.view.refresh()
+    seq = engine.view.refresh().seq
     with engine.view.read() as tables:
         going = destined(tables, request)
         _latest(tables, going, home(tables, going.collection, artifact.type))
         roots = in_force(tables).reference_roots
     check_references(artifact, roots)
-    return roots
+    return seq, roots
 
 
 def named_now(tables: Tables, place: tuple[int, int]) -> tuple[CollectionName, str]:
@@ -278,7 +281,9 @@ def version_records(
     latest = _latest(tables, request, collection)
     decision.number, decision.latest_before, decision.ignored = None, latest, ()
     if request.run:
-        lineage.running(tables, request.run)
+        from casstore.lineage import running
+
+        running(tables, request.run)
     unpin: list[Record] = []
     if request.pin is not None and tables.get(PIN, request.pin) is not None:
         unpin.append(Unpin(request.pin))

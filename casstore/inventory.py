@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime
 
 from casstore import catalogue, expiry
@@ -19,6 +19,7 @@ from casstore.model import CollectionRow, PackState, VersionState
 from casstore.names import LATEST, check_limit
 from casstore.policy import load
 from casstore.state import CHUNK, alias_target
+from casstore.values import dataclass
 from casstore.view import collections, packs, trashed, versions, with_links
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 from datetime import datetime
 
 from casstore.catalogue import Found, found_of
@@ -32,6 +32,7 @@ from casstore.state import (
     use_key,
     uses_of,
 )
+from casstore.values import dataclass
 from casstore.view import version_at
 
 DIRECTIONS = ("both", "up", "down")

@@ -9,12 +9,14 @@ from casstore.codec import Codec
 from casstore.errors import IntegrityError, NotFoundError
 from casstore.format.layout import LOG_PREFIX, log_key, log_seq
 from casstore.format.segments import (
+    SEGMENT_HEAD,
     RawSegment,
     decode_body,
     decode_segment,
     encode_body,
     encode_segment,
     segment_is_sound,
+    stored_chain,
 )
 from casstore.model import Segment, Transaction
 
@@ -56,6 +58,16 @@ class Log:
         if raw.seq != seq:
             raise IntegrityError(f"log segment {seq} says it is {raw.seq}")
         return raw
+
+    def chain_at(self, seq: int) -> bytes | None:
+        """The chain hash that the beginning of a segment says it has. None: it is damaged, or not there.
+
+        Whatever the length of the segment; its body is not looked at.
+        """
+        try:
+            return stored_chain(self._backend.read(log_key(seq), length=SEGMENT_HEAD))
+        except NotFoundError:
+            return None
 
     def _open(self, raw: RawSegment) -> Segment:
         what = f"log segment {raw.seq}"

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from casstore.errors import UpsertConflictError
 from casstore.model import Entry, EntryKind
 from casstore.tree import Fetch, find, walk
+from casstore.values import dataclass
 
 
 class Listing(Protocol):

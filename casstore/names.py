@@ -9,7 +9,6 @@ import json
 import math
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import NoReturn
 
@@ -22,6 +21,7 @@ from casstore.errors import (
     LimitError,
 )
 from casstore.model import INHERIT
+from casstore.values import dataclass
 
 DEFAULT_NAMESPACE = "default"
 LATEST = "latest"
@@ -33,6 +33,8 @@ _VERSION_LIKE = re.compile(r"v[0-9]+")
 _DRIVE = re.compile(r"[A-Za-z]:")
 _CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
 
+_PLAIN = re.compile(r"(?:(?!\.\.?(?:/|\Z))[ !-.0-9;-\[\]-~]{1,255}(?:/(?!\Z)|\Z)){1,16}")
+"""paths of which nothing needs to be asked: most of them; short of every limit"""
 MAX_PATH_BYTES = 4096
 MAX_SEGMENT_BYTES = 255
 MAX_METADATA_KEYS = 100
@@ -197,6 +199,8 @@ def split_path(text: str) -> tuple[str, str]:
 
 def check_path(path: object) -> str:
     """A path inside an artifact: relative, ``/``-separated UTF-8. Raises `InvalidPathError`."""
+    if type(path) is str and _PLAIN.fullmatch(path):
+        return path
     if not isinstance(path, str):
         raise InvalidPathError(f"path {path!r} is not a string")
     path = exact(path)

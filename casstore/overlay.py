@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import bisect
 import heapq
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Protocol
 
 KEY_BYTES = 511
 """length of the longest key"""
+
+
+Changes = Mapping[bytes, bytes | None]
+"""key → value, or None for one that is not to be there any more"""
 
 
 class Tables(Protocol):
@@ -42,6 +46,19 @@ class Tables(Protocol):
         """Number of keys."""
         ...
 
+    def get_many(self, table: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The value of each key, or None: `get` of many, at a third of the cost. Cheapest in key order."""
+        ...
+
+    def change(self, table: str, changes: Changes) -> None:
+        """Set and (None) remove values: `put` and `delete` of many, in any order."""
+        ...
+
+    @property
+    def stamp(self) -> object:
+        """What tells tables apart that the same storage shows: equal ones are the same. None: that cannot be told."""
+        ...
+
 
 class Overlay:
     """Changes kept in memory on top of other tables, until `flush` or until they are dropped."""
@@ -58,6 +75,39 @@ class Overlay:
         if changes is not None and key in changes:
             return changes[key]
         return self._base.get(table, key)
+
+    def get_many(self, table: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        """See `Tables.get_many`."""
+        rows = self._base.get_many(table, keys)
+        changes = self._changes.get(table)
+        if not changes:
+            return rows
+        return [changes.get(key, row) for key, row in zip(keys, rows, strict=True)]
+
+    @property
+    def stamp(self) -> object:
+        """None: it is not what the storage shows."""
+        return None
+
+    @property
+    def changes(self) -> Mapping[str, Changes]:
+        """What differs from the base, by table. Not to be changed."""
+        return self._changes
+
+    def change(self, table: str, changes: Changes) -> None:
+        """See `Tables.change`."""
+        if table in self._order:
+            for key, value in changes.items():
+                self._change(table, key, value)
+        else:
+            self._changes.setdefault(table, {}).update(changes)
+
+    def take(self, table: str, changes: dict[bytes, bytes | None]) -> None:
+        """`change`, with what the caller will not use any more: a million changes are not copied."""
+        if table in self._order or table in self._changes:
+            self.change(table, changes)
+        else:
+            self._changes[table] = changes
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
         """See `Tables.put`."""
@@ -111,13 +161,11 @@ class Overlay:
         return total
 
     def flush(self) -> None:
-        """Write the changes to the base, in key order."""
+        """Write the changes to the base."""
         for table, changes in self._changes.items():
-            for key in sorted(changes):
-                value = changes[key]
-                if value is None:
-                    self._base.delete(table, key)
-                else:
-                    self._base.put(table, key, value)
+            if isinstance(self._base, Overlay):
+                self._base.take(table, changes)
+            else:
+                self._base.change(table, changes)
         self._changes = {}
         self._order = {}

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 
 from casstore import catalogue
@@ -22,6 +21,7 @@ from casstore.model import KEPT, ChunkKind, Pin, PinRow, Progress, Record, Renew
 from casstore.names import check_description, check_texts, parse_reference
 from casstore.overlay import Tables
 from casstore.state import NODE, PIN, head_of
+from casstore.values import dataclass
 from casstore.view import chunk_at, collections, with_root
 
 SECOND = 1_000_000

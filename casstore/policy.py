@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import timedelta
 
 from casstore.artifact import Base
@@ -15,7 +15,8 @@ from casstore.names import MAX_TTL, CollectionName, check_aliases, check_type, i
 from casstore.overlay import Tables
 from casstore.reference import ALLOW, ERROR, Access
 from casstore.retention import Rules, rules_from
-from casstore.state import head_of
+from casstore.state import POLICY, head_of
+from casstore.values import dataclass
 from casstore.view import policy_values
 
 DAY = 86_400_000_000
@@ -192,6 +193,8 @@ def load(values: Mapping[str, object]) -> Policy:
 
 def in_force(tables: Tables) -> Policy:
     """The rules at a position of the log."""
+    if not tables.count(POLICY):
+        return DEFAULT_POLICY
     return load(policy_values(tables))
 
 

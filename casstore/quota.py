@@ -1,8 +1,10 @@
 """How large a store may become, checked at each commit that stores something; and what will be freed by when."""
 
+# ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
+
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from datetime import datetime, timedelta
 from enum import Enum
 
@@ -10,11 +12,11 @@ from casstore import expiry
 from casstore.config import from_micros
 from casstore.engine import Engine
 from casstore.errors import QuotaExceededError
-from casstore.gc.plan import garbage
 from casstore.model import VersionRow, VersionState
 from casstore.overlay import Tables
 from casstore.policy import DAY, FREE, Policy, in_force
 from casstore.state import head_of
+from casstore.values import dataclass
 from casstore.view import collections, trashed, versions, with_links
 
 
@@ -108,6 +110,8 @@ def admit(tables: Tables, new: int) -> None:
 
 
 def _quota(tables: Tables, rules: Policy) -> Quota:
+    from casstore.gc.plan import garbage
+
     return Quota(
         rules.quota_bytes,
         rules.quota_trash != FREE,
@@ -119,6 +123,8 @@ def _quota(tables: Tables, rules: Policy) -> Quota:
 
 def forecast(engine: Engine, within: timedelta) -> Forecast:
     """What the dates of the trash and of times to live allow to be freed within a time from now. Reads only."""
+    from casstore.gc.plan import garbage
+
     span = within // timedelta(microseconds=1)
     with engine.foresee(lambda _: ()) as tables:
         horizon = head_of(tables).safe + span

@@ -5,10 +5,10 @@ from __future__ import annotations
 import io
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
-from dataclasses import dataclass, field, replace
-from typing import BinaryIO
+from dataclasses import field
+from typing import BinaryIO, NamedTuple
 
 from casstore.artifact import Artifact, draft_base
 from casstore.chunker import Chunker, chunker_for
@@ -20,6 +20,7 @@ from casstore.errors import (
     InvalidInputError,
     LeaseLostError,
 )
+from casstore.filebatch import read_unchanged
 from casstore.format.filerows import Stamp
 from casstore.format.nodes import CHUNK_LIST
 from casstore.model import (
@@ -38,22 +39,25 @@ from casstore.sources import (
     Taken,
     open_local,
 )
-from casstore.statcache import StatCache, Watch
+from casstore.statcache import StatCache, Watch, settled_before
 from casstore.tree import INLINE_CHUNKS, Builder, Sink, Tree, edit_entries, write_entries
+from casstore.values import dataclass
 from casstore.writer import Writer
 
-BATCH_BYTES = 4 * 1024 * 1024
+BATCH_BYTES = 2 * 1024 * 1024
 BATCH_FILES = 256
 KNOWN_FILES = 1024
 """files that are looked up in the stat cache together"""
-BLOCK_BYTES = 4 * 1024 * 1024
+BLOCK_BYTES = 2 * 1024 * 1024
+HERE_BYTES = 64 * 1024
+HERE_FILES = 8
+"""so little is read sooner than another thread has been asked to"""
 
 Chunks = list[tuple[bytes, Buffer]]
 
 
-@dataclass(frozen=True, slots=True)
-class _Content:
-    """What was read of one file."""
+class _Content(NamedTuple):
+    """What was read of one file. A tuple, as there is one for each file."""
 
     chunks: Chunks
     stamp: Stamp | None = None
@@ -67,8 +71,11 @@ class _Job:
     paths: list[tuple[str, Source]]
     future: Future[list[_Content]]
     size: int
+    """bytes of memory it holds"""
     large: _Large | None = None
     last: bool = False
+    buffer: bytearray | None = None
+    """what the chunks are views of"""
 
 
 @dataclass(slots=True)
@@ -82,21 +89,20 @@ class _Large:
     builder: Builder | None = None
     size: int = 0
 
-    def add(self, digest: bytes, length: int) -> None:
-        self.size += length
-        if self.builder is not None:
-            self.builder.add_chunk(digest, length)
-            return
-        self.chunks.append((digest, length))
-        if len(self.chunks) > INLINE_CHUNKS:
+    def add(self, chunks: Sequence[tuple[bytes, int]], size: int) -> None:
+        """The next chunks, and how many bytes they have."""
+        self.size += size
+        if self.builder is None:
+            self.chunks += chunks
+            if len(self.chunks) <= INLINE_CHUNKS:
+                return
             self.builder = Builder(CHUNK_LIST, self.session.node_bytes, self.session.writer.put_node)
-            for pair in self.chunks:
-                self.builder.add_chunk(*pair)
-            self.chunks = []
+            chunks, self.chunks = self.chunks, []
+        self.builder.add_chunks(chunks)
 
-    def entry(self) -> Entry:
+    def entry(self, attrs: bytes) -> Entry:
         tree = None if self.builder is None else self.builder.finish().root
-        return Entry(self.path, size=self.size, chunks=tuple(self.chunks), tree=tree, mode=self.mode)
+        return Entry(self.path, EntryKind.FILE, self.size, tuple(self.chunks), tree, self.mode, attrs_json=attrs)
 
 
 class Session:
@@ -120,6 +126,8 @@ class Session:
         self.total = sum(_size_of(source) for _, source in self.changes)
         self.done = 0
         self.limit = (engine.settings.workers + 2) * BATCH_BYTES
+        self.spare: list[bytearray] = []
+        """buffers to be used again: memory that was written to before costs no page faults"""
 
     def run(self) -> None:
         """Read everything, store what is new, write the tree."""
@@ -179,6 +187,9 @@ class Session:
         for at in range(0, len(sources), KNOWN_FILES):
             part = sources[at : at + KNOWN_FILES]
             files = [(path, source) for path, source in part if isinstance(source, LocalFile)]
+            if not files:
+                yield from part
+                continue
             rows = self.cache.find([source for _, source in files])
             found = [(*file, row) for file, row in zip(files, rows, strict=True) if row is not None]
             claimed = self.writer.claim_files([([digest for digest, _ in row.chunks], row.tree) for *_, row in found])
@@ -186,8 +197,8 @@ class Session:
             for (path, source, row), sound in zip(found, claimed, strict=True):
                 if sound:
                     size = source.signature.size
-                    entry = Entry(path, size=size, chunks=row.chunks, tree=row.tree, mode=source.mode)
-                    self.entries[path] = _with_attrs(entry, source)
+                    mode, attrs = _labels(source)
+                    self.entries[path] = Entry(path, EntryKind.FILE, size, row.chunks, row.tree, mode, attrs_json=attrs)
                     self.done += size
                     known.add(path)
                     if row.tree is not None:
@@ -246,9 +257,19 @@ class Session:
 
     def _batch(self, batch: list[tuple[str, Source]], size: int) -> _Job:
         sources = [source for _, source in batch]
-        runtime = self.engine.runtime
-        future = self.engine.executor().submit(_read_files, sources, self.chunker, self.engine.hash, runtime)
-        return _Job(batch, future, size)
+        here = size <= HERE_BYTES and len(batch) <= HERE_FILES
+        buffer = bytearray(size) if here else self._buffer(size)
+        args = sources, buffer, self.chunker, self.engine.hash, self.engine.runtime
+        if here:
+            return _Job(batch, _done(lambda: _read_files(*args)), size)
+        return _Job(batch, self.engine.executor().submit(_read_files, *args), len(buffer), buffer=buffer)
+
+    def _buffer(self, size: int) -> bytearray:
+        """One of at least so many bytes, of undefined content."""
+        buffer = self.spare.pop() if self.spare else bytearray()
+        if len(buffer) >= size:
+            return buffer
+        return bytearray(max(size, self.chunker.params.maximum + BLOCK_BYTES))
 
     def _blocks(self, path: str, source: Source) -> Iterator[_Job]:
         """Jobs for one large file; read here, in order, because each cut depends on the one before."""
@@ -261,43 +282,64 @@ class Session:
             stamp: Stamp | None = None
             read = 0
             while True:
-                block = _read_block(file, path)
-                read += len(block)
-                final = not block
+                room = len(tail) + BLOCK_BYTES
+                buffer = self._buffer(room)
+                buffer[: len(tail)] = tail
+                got = _read_into(file, memoryview(buffer)[len(tail) : room], path)
+                read += got
+                final = not got
                 if final or read > _size_of(source):  # a file that grows faster than it is read has no end
                     stamp = _check_unchanged(file, source, path, watch)
-                data = memoryview(tail + block) if tail else memoryview(block)
+                data = memoryview(buffer)[: len(tail) + got]
                 ends = self.chunker.boundaries(data, final=final)
-                parts = [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-                future = self.engine.executor().submit(_hash_parts, parts, stamp, self.engine.hash)
-                yield _Job([(path, source)], future, len(data), large, final)
+                tail = bytes(data[ends[-1] :] if ends else data)
+                future = self.engine.executor().submit(_hash_block, data, ends, stamp, self.engine.hash)
+                yield _Job([(path, source)], future, len(buffer), large, final, buffer)
                 if final:
                     return
-                tail = bytes(data[ends[-1] :]) if ends else bytes(data)
 
     def _take(self, job: _Job) -> int:
         """Fold the outcome of a job in: ask which chunks are new, and store those."""
         results = job.future.result()
-        missing = self.writer.missing([digest for content in results for digest, _ in content.chunks])
+        self.writer.store([pair for content in results for pair in content.chunks])
+        if job.buffer is not None:
+            self.spare.append(job.buffer)
         for (path, source), content in zip(job.paths, results, strict=True):
-            large = job.large or _Large(path, source.mode if isinstance(source, LocalFile) else None, self)
-            for digest, data in content.chunks:
-                if digest in missing:
-                    self.writer.put(digest, data)
-                large.add(digest, len(data))
-                self.done += len(data)
-            if job.large is None or job.last:
-                self.entries[path] = _with_attrs(large.entry(), source)
-                self.unread.discard(path)
-                if isinstance(source, LocalFile):
-                    self.cache.learn(source, content.stamp, self.entries[path])
+            chunks = tuple([(digest, len(data)) for digest, data in content.chunks])
+            size = sum([length for _, length in chunks])
+            self.done += size
+            mode, attrs = _labels(source)
+            if job.large is None and len(chunks) <= INLINE_CHUNKS:
+                entry = Entry(path, EntryKind.FILE, size, chunks, None, mode, attrs_json=attrs)
+            else:
+                large = job.large or _Large(path, mode, self)
+                large.add(chunks, size)
+                if job.large is not None and not job.last:
+                    continue
+                entry = large.entry(attrs)
+            self.entries[path] = entry
+            self.unread.discard(path)
+            if isinstance(source, LocalFile):
+                self.cache.learn(source, content.stamp, entry)
         self.progress("read", self.done, self.total)
         return job.size
 
 
-def _with_attrs(entry: Entry, source: Source) -> Entry:
-    attrs = source.attrs_json if isinstance(source, LocalFile | Spooled) else b""
-    return replace(entry, attrs_json=attrs) if attrs else entry
+def _done(work: Callable[[], list[_Content]]) -> Future[list[_Content]]:
+    """What an executor would give, had it done some work already."""
+    future: Future[list[_Content]] = Future()
+    try:
+        future.set_result(work())
+    except Exception as error:  # noqa: BLE001 - it is raised where the outcome is wanted
+        future.set_exception(error)
+    return future
+
+
+def _labels(source: Source) -> tuple[int | None, bytes]:
+    """The mode and attrs that the entry of a file gets."""
+    if isinstance(source, LocalFile):
+        return source.mode, source.attrs_json
+    return None, source.attrs_json if isinstance(source, Spooled) else b""
 
 
 def _size_of(source: Source | None) -> int:
@@ -349,25 +391,44 @@ def _read_block(file: BinaryIO, path: str, size: int = BLOCK_BYTES) -> bytes:
         raise InvalidInputError(f"cannot read {path!r}: {error.strerror}") from None
 
 
-def _hash_parts(parts: list[memoryview], stamp: Stamp | None, hash_bytes: Callable[[Buffer], bytes]) -> list[_Content]:
+def _read_into(file: BinaryIO, buffer: memoryview, path: str) -> int:
+    try:
+        got: int = file.readinto(buffer)  # type: ignore[attr-defined]  # typeshed has it for each kind of file, not here
+    except OSError as error:
+        raise InvalidInputError(f"cannot read {path!r}: {error.strerror}") from None
+    return got
+
+
+def _hash_block(
+    data: memoryview, ends: list[int], stamp: Stamp | None, hash_bytes: Callable[[Buffer], bytes]
+) -> list[_Content]:
+    parts = [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
     return [_Content([(hash_bytes(part), part) for part in parts], stamp)]
 
 
 def _read_files(
-    sources: list[Source], chunker: Chunker, hash_bytes: Callable[[Buffer], bytes], runtime: Runtime
+    sources: list[Source],
+    buffer: bytearray,
+    chunker: Chunker,
+    hash_bytes: Callable[[Buffer], bytes],
+    runtime: Runtime,
 ) -> list[_Content]:
-    """Chunks of some whole files, each read once."""
-    return [_read_file(source, chunker, hash_bytes, runtime) for source in sources]
+    """Chunks of some whole files, each read once; into the buffer, which has room for all, or elsewhere."""
+    local = [source for source in sources if isinstance(source, LocalFile)]
+    settled = iter(read_unchanged(local, settled_before(runtime.file_clock()), buffer))
+    contents: list[_Content] = []
+    for source in sources:
+        whole, stamp = (isinstance(source, LocalFile) and next(settled)) or _whole(source, runtime)
+        contents.append(_Content(_chunks(memoryview(whole), chunker, hash_bytes), stamp))
+    return contents
 
 
-def _read_file(source: Source, chunker: Chunker, hash_bytes: Callable[[Buffer], bytes], runtime: Runtime) -> _Content:
-    whole, stamp = _whole(source, runtime)
-    data = memoryview(whole)
+def _chunks(data: memoryview, chunker: Chunker, hash_bytes: Callable[[Buffer], bytes]) -> Chunks:
+    """A whole file in chunks."""
     if len(data) <= chunker.params.minimum:
-        return _Content([(hash_bytes(data), data)] if data else [], stamp)
+        return [(hash_bytes(data), data)] if data else []
     ends = chunker.boundaries(data, final=True)
-    parts = [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-    return _Content([(hash_bytes(part), part) for part in parts], stamp)
+    return [(hash_bytes(part), part) for part in [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]]
 
 
 def _whole(source: Source, runtime: Runtime) -> tuple[Buffer, Stamp | None]:

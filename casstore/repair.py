@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from casstore.engine import Engine
 from casstore.errors import BackendError, CasstoreError, FormatError, IntegrityError, InvalidInputError, NotFoundError
@@ -34,6 +34,7 @@ from casstore.model import (
 from casstore.overlay import Tables
 from casstore.pack import PackWriter, decode_frame, encode_frame, slice_chunk
 from casstore.state import CHUNK, LOST, PACK
+from casstore.values import dataclass
 from casstore.view import pack_at
 
 BATCH = 10_000

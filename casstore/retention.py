@@ -8,11 +8,12 @@ those of ISO 8601.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from datetime import datetime, timedelta
 
 from casstore.errors import InvalidInputError
 from casstore.names import check_tags
+from casstore.values import dataclass
 
 MAX_COUNT = 1_000_000
 MAX_WITHIN = timedelta(days=36_525)

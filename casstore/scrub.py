@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field, replace
+from dataclasses import field, replace
 
 from casstore.catalogue import Found, full_name
 from casstore.contents import Piece, pieces
@@ -20,6 +20,7 @@ from casstore.model import KEPT, ChunkKind, Entry, Location, PackRow, PackState,
 from casstore.pack import decode_frame, slice_chunk
 from casstore.repair import Repaired, bad_sector, lost_digests, repair
 from casstore.state import CHUNK, PACK
+from casstore.values import dataclass
 from casstore.view import collections, version_at, versions
 
 REPAIR_HINT = "casstore fsck --read-data --repair"

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import field
 from datetime import timedelta
 from typing import NoReturn
 
 from casstore.errors import InvalidInputError
 from casstore.model import CollectionRow, VersionRow
 from casstore.names import CollectionName, check_alias, check_name, check_tags, check_type
+from casstore.values import dataclass
 
 _SPAN = re.compile(r"v(0|[1-9][0-9]{0,17})(?:\.\.v(0|[1-9][0-9]{0,17}))?")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}

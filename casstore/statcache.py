@@ -31,16 +31,17 @@ from __future__ import annotations
 
 import itertools
 import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from casstore import filebatch
 from casstore.config import Runtime
 from casstore.errors import CasstoreError
-from casstore.format.filerows import FILES, FileRow, Stamp, decode_file, encode_file, file_key, last_use
+from casstore.format.filerows import FILES, FileRow, Stamp, decode_file, encode_file, file_key, first_digest, last_use
 from casstore.model import Entry
 from casstore.overlay import Tables
-from casstore.sources import LocalFile, Signature
+from casstore.sources import LocalFile, encoded
+from casstore.state import CHUNK
 from casstore.view import View
 
 T = TypeVar("T")
@@ -82,7 +83,12 @@ class Watch:
         return stamp if untouched or self._is_old(stamp) else None
 
     def _is_old(self, stamp: Stamp) -> bool:
-        return max(stamp.mtime_ns, stamp.ctime_ns) + MARGIN_NS <= self._opened * 1000
+        return max(stamp.mtime_ns, stamp.ctime_ns) <= settled_before(self._opened)
+
+
+def settled_before(now_micros: int) -> int:
+    """The moment (ns) until which a file must have been left alone to be remembered; ``now`` by the files' clock."""
+    return now_micros * 1000 - MARGIN_NS
 
 
 class StatCache:
@@ -93,18 +99,25 @@ class StatCache:
         self._file_system = runtime.file_system
         self._rows = rows
         self._batch = batch
-        self._clock = runtime.file_clock
+        self._today = max(0, runtime.file_clock() // _DAY_MICROS)
         self._devices: dict[int, bool] = {}
         self._pending: dict[bytes, bytes] = {}
         self._off = False
         self._count: int | None = None
+        self._blank: bool | None = None
+        """whether nothing was remembered when the first files were asked for: then nothing is of those to come"""
 
     def find(self, sources: Sequence[LocalFile]) -> list[FileRow | None]:
         """What is remembered of files that are what they were when they were added; None for those to be read."""
-        if not sources or self._off or not self._size():
+        if self._blank is None:
+            self._blank = bool(sources) and not self._size()
+        if self._blank or self._off or not sources:
             return [None] * len(sources)
-        stamps = [self._stamp(source) for source in sources]
-        paths = [os.fsencode(source.path) for source in sources]
+        stamps = [
+            stamp if stamp is not None and source.trusted and self._keeps_ctime(stamp.device, source.path) else None
+            for source, stamp in zip(sources, filebatch.stamps(sources), strict=True)
+        ]
+        paths = [encoded(source.path) for source in sources]
 
         def body(tables: Tables) -> list[bytes | None]:
             return [
@@ -127,12 +140,11 @@ class StatCache:
     def learn(self, source: LocalFile, stamp: Stamp | None, entry: Entry) -> None:
         """Remember the content of a file that was read, unless that is None: it was not settled (`Watch`)."""
         if stamp is not None and not self._off and self._keeps_ctime(stamp.device, source.path):
-            self._put(os.fsencode(source.path), stamp.mark, entry.chunks, entry.tree)
+            self._put(encoded(source.path), stamp.mark, entry.chunks, entry.tree)
 
     def flush(self) -> None:
         """Write what was learned, in one transaction. Not inside a read of the view."""
-        # By the end of the keys, so not in their order: pages that are filled in order are split half full.
-        batch, self._pending = sorted(self._pending.items(), key=lambda item: item[0][::-1]), {}
+        batch, self._pending = self._pending, {}
         if not batch or self._off:
             return
         if self._size() + len(batch) > self._rows:
@@ -140,17 +152,32 @@ class StatCache:
 
         def body(tables: Tables) -> int:
             room = self._rows - tables.count(FILES)
-            for key, row in batch:
+            kept: dict[bytes, bytes | None] = {}
+            for key, row in batch.items():
                 if room < len(batch) and tables.get(FILES, key) is None:
                     # Full of what may be in use: it stays, or a tree with more files than there is room for would push
                     # out what it is about to ask for.
                     if room <= 0:
                         continue
                     room -= 1
-                tables.put(FILES, key, row)
+                kept[key] = row
+            tables.change(FILES, kept)
             return tables.count(FILES)
 
         self._count = self._change(body)
+
+    def forget_gone(self) -> None:
+        """Drop rows of content that the store has no more, by its beginning. Costs a pass over all rows."""
+        for part in self._parts(first_digest):
+            wanted = [(key, digest) for key, digest in part if digest]
+
+            def body(tables: Tables, wanted: list[tuple[bytes, bytes]] = wanted) -> list[bytes]:
+                rows = tables.get_many(CHUNK, [digest for _, digest in wanted])
+                return [key for (key, _), row in zip(wanted, rows, strict=True) if row is None]
+
+            gone = dict.fromkeys(self._look(body) or ())
+            if gone:
+                self._change(lambda tables, gone=gone: tables.change(FILES, gone))  # type: ignore[misc]
 
     # --- parts
 
@@ -158,22 +185,6 @@ class StatCache:
         if self._count is None:
             self._count = self._look(lambda tables: tables.count(FILES))
         return self._count or 0
-
-    @property
-    def _today(self) -> int:
-        return max(0, self._clock() // _DAY_MICROS)
-
-    def _stamp(self, source: LocalFile) -> Stamp | None:
-        """The stamp of a file that may be taken for what it was when it was added."""
-        if not source.trusted:
-            return None
-        try:
-            info = os.stat(source.path)
-        except (OSError, ValueError):
-            return None
-        if not stat.S_ISREG(info.st_mode) or Signature.of(info) != source.signature:
-            return None
-        return Stamp.of(info) if self._keeps_ctime(info.st_dev, source.path) else None
 
     def _keeps_ctime(self, device: int, path: str) -> bool:
         known = self._devices.get(device)
@@ -194,7 +205,7 @@ class StatCache:
         if known is not None and limit < int.from_bytes(known, "big") <= today:
             return
         oldest = today
-        for part in self._parts():
+        for part in self._parts(last_use):
             old = [key for key, day in part if not limit < day <= today]
             oldest = min([oldest, *(day for _, day in part if limit < day)])
 
@@ -206,15 +217,15 @@ class StatCache:
                 self._change(body)
         self._change(lambda tables: tables.put(FILES, _OLDEST, oldest.to_bytes(8, "big")))
 
-    def _parts(self) -> Iterator[list[tuple[bytes, int]]]:
-        """Keys and days of all rows, a batch a snapshot."""
+    def _parts(self, what: Callable[[bytes], T]) -> Iterator[list[tuple[bytes, T]]]:
+        """Keys of all rows and what is to be known of each, a batch a snapshot."""
         last = b""
         while True:
 
-            def body(tables: Tables, last: bytes = last) -> list[tuple[bytes, int]]:
+            def body(tables: Tables, last: bytes = last) -> list[tuple[bytes, T]]:
                 scan = tables.scan(FILES, start=last and last + b"\0")
                 some = itertools.islice(scan, self._batch)
-                return [(key, last_use(row)) for key, row in some if key != _OLDEST]
+                return [(key, what(row)) for key, row in some if key != _OLDEST]
 
             part = self._look(body)
             if not part:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, field
 from datetime import datetime
 from itertools import islice
 
@@ -19,6 +19,7 @@ from casstore.model import LostRow, PackState, PinRow, VersionState
 from casstore.overlay import Tables
 from casstore.pin import NEVER
 from casstore.state import CHUNK, LOST, PIN, ROOT, TRASHED, checkpoint_of, head_of
+from casstore.values import dataclass
 from casstore.view import collections, packs, trashed, versions
 
 ORPHAN_AGE = 48 * 3600 * 1_000_000

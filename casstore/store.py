@@ -1,39 +1,24 @@
 """The public object: one store. Every method hands on to the module that does the work."""
 
+# ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
+
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import datetime, timedelta
-from typing import Any, overload
+from typing import TYPE_CHECKING, Any, overload
 
-from casstore import (
-    ageing,
-    bundle,
-    catalogue,
-    comparing,
-    copying,
-    deletion,
-    inventory,
-    policy,
-    quota,
-)
-from casstore.ageing import ExpireReport, RetentionReport, TtlChange
+from casstore import catalogue, expiry, policy, quota
 from casstore.artifact import Artifact, draft_base
 from casstore.authority import ask
-from casstore.bundle import BundleFile, ExportReport, ImportReport, ImportRequest
 from casstore.catalogue import Found
-from casstore.checkout import CheckoutReport, Confirm, accept
-from casstore.collection import Collection, create, list_versions, state_from
-from casstore.comparing import Diff
-from casstore.deletion import BulkDeletion, Plan
 from casstore.distributed import DistributedStore
 from casstore.engine import Engine
 from casstore.errors import InvalidInputError
 from casstore.identity import found_in
 from casstore.ingest import LogRequest, ingest
-from casstore.inventory import CollectionInfo, CommitInfo
 from casstore.model import INHERIT, KEPT, AliasChange, Inherit, Progress, VersionState, no_progress
 from casstore.names import (
     LATEST,
@@ -47,12 +32,20 @@ from casstore.names import (
     ttl_seconds,
 )
 from casstore.retention import rules_from
-from casstore.run import Run
-from casstore.selection import Where
 from casstore.tracking import StoreTracking
-from casstore.trash import Trash
-from casstore.trashing import Allowed
 from casstore.version import Deletion, Version
+
+if TYPE_CHECKING:
+    from casstore.ageing import ExpireReport, RetentionReport, TtlChange
+    from casstore.bundle import BundleFile, ExportReport, ImportReport
+    from casstore.checkout import CheckoutReport, Confirm
+    from casstore.collection import Collection
+    from casstore.comparing import Diff
+    from casstore.deletion import BulkDeletion, Plan
+    from casstore.inventory import CollectionInfo, CommitInfo
+    from casstore.run import Run
+    from casstore.selection import Where
+    from casstore.trash import Trash
 
 DEDUP = ("latest", "any", "never")
 
@@ -107,7 +100,7 @@ class Store(StoreTracking, DistributedStore):
         if base is not None:  # it may be gone, but there must have been one
             catalogue.lookup(engine, f"{name}:v{number}", expired=True, states=tuple(VersionState))
         seconds = ttl_seconds(artifact.ttl if ttl is INHERIT else ttl)
-        ageing.check_loggable(engine, artifact.type, seconds)
+        expiry.check_loggable(engine, artifact.type, seconds)
         request = LogRequest(
             collection=name,
             aliases=tuple(alias for alias in check_aliases(aliases) if alias != LATEST),
@@ -161,7 +154,7 @@ class Store(StoreTracking, DistributedStore):
         *,
         force: bool = False,
         dry_run: bool = False,
-        confirm: Confirm = accept,
+        confirm: Confirm | None = None,
         allow_missing_references: bool = False,
         progress: Progress = no_progress,
     ) -> CheckoutReport:
@@ -187,7 +180,9 @@ class Store(StoreTracking, DistributedStore):
         kind: str | None = None,
     ) -> Iterator[CollectionInfo]:
         """Collections in name order, empty ones too; ``kind``: only ``sequence`` or ``portfolio``."""
-        return inventory.list_collections(self._engine, type, prefix, kind)
+        from casstore.inventory import list_collections
+
+        return list_collections(self._engine, type, prefix, kind)
 
     def versions(
         self,
@@ -199,6 +194,8 @@ class Store(StoreTracking, DistributedStore):
         where: Where | None = None,
     ) -> list[Version]:
         """Versions of a collection, newest first; see `Collection.versions`."""
+        from casstore.collection import list_versions, state_from
+
         return list_versions(
             self._engine,
             CollectionName.parse(collection),
@@ -214,11 +211,15 @@ class Store(StoreTracking, DistributedStore):
 
     def diff(self, a: str | Version, b: str | Version) -> Diff:
         """What changed from one version to another, by reference or as objects of this store. O(difference)."""
-        return comparing.compare(self._engine, _shown(self._engine, a), _shown(self._engine, b))
+        from casstore.comparing import compare
+
+        return compare(self._engine, _shown(self._engine, a), _shown(self._engine, b))
 
     def log(self, *, limit: int | None = None) -> list[CommitInfo]:
         """Commits, newest first."""
-        return inventory.commits(self._engine, limit)
+        from casstore.inventory import commits
+
+        return commits(self._engine, limit)
 
     @overload
     def delete(
@@ -263,6 +264,9 @@ class Store(StoreTracking, DistributedStore):
         aliases without ``delete_aliases``, links to them without ``delete_links``, or with ``if_in_use="refuse"`` are
         in use, are skipped and listed. Links themselves never match. ``dry_run`` returns what the run would.
         """
+        from casstore import deletion
+        from casstore.trashing import Allowed
+
         reason = check_description(reason)
         allowed = Allowed.of(aliases=delete_aliases, links=delete_links, if_in_use=if_in_use)
         if where is not None or ref is None:
@@ -293,13 +297,21 @@ class Store(StoreTracking, DistributedStore):
         collection: str | None = None,
         delete_links: bool = False,
         if_in_use: str = "cancel",
+        permanent: bool = False,
     ) -> Plan:
         """What deleting the versions of a predicate, or some by name, would do. Its ``apply()`` does just that.
+
+        ``permanent``: not to the trash, but purged by the same commit, as are those named that are in the trash; then
+        only `gc_undo` brings them back, while the grace of the `gc` that follows keeps their bytes.
 
         ``apply`` raises `StaleBaseError` if the store moved in a way that changes the plan. Named versions that are
         protected or have aliases, links or uses in the way raise `ProtectedError`, `AliasGuardError`,
         `LinkGuardError`, `InUseError`; others are skipped. Links that are named are unlinked.
         """
+        from casstore import deletion
+        from casstore.selection import Where
+        from casstore.trashing import Allowed
+
         where, refs = (which, ()) if isinstance(which, Where) else (None, check_texts(which, "references"))
         request = deletion.request_for(
             self._engine,
@@ -308,6 +320,7 @@ class Store(StoreTracking, DistributedStore):
             collection=collection,
             allowed=Allowed.of(aliases=delete_aliases, links=delete_links, if_in_use=if_in_use),
             reason=check_description(reason),
+            permanent=permanent,
         )
         return deletion.plan(self._engine, request)
 
@@ -322,10 +335,14 @@ class Store(StoreTracking, DistributedStore):
 
         Raises `NameTakenError` if there is one, also in the trash; `RefusedError` for a type that is reserved.
         """
+        from casstore.collection import create
+
         return create(self._engine, name, type, kind, description)
 
     def collection(self, ref: str) -> Collection:
         """A collection: its versions, protection and deletion. Raises `CollectionNotFoundError`."""
+        from casstore.collection import Collection
+
         name = CollectionName.parse(ref)
         self._engine.view.refresh()
         with self._engine.view.read() as tables:
@@ -334,6 +351,8 @@ class Store(StoreTracking, DistributedStore):
     @property
     def trash(self) -> Trash:
         """Versions and collections that are hidden and can be restored."""
+        from casstore.trash import Trash
+
         return Trash(self._engine)
 
     # --- moving
@@ -356,12 +375,14 @@ class Store(StoreTracking, DistributedStore):
         ``tags``, tags and attrs come along; aliases and the time to live do not. Else as
         `log_artifact`, also when ``dest`` has the content already. Raises `VersionNotFoundError`, `TypeConflictError`.
         """
+        from casstore.copying import copy
+
         if dedup not in DEDUP:
             raise InvalidInputError(f"dedup={dedup!r} is not valid", hint=", ".join(DEDUP))
         engine = self._engine
         source = self.get(ref)
         seconds = ttl_seconds(ttl)
-        ageing.check_loggable(engine, source.type, seconds)
+        expiry.check_loggable(engine, source.type, seconds)
         request = LogRequest(
             collection=CollectionName.parse(dest),
             aliases=tuple(alias for alias in check_aliases(aliases) if alias != LATEST),
@@ -376,7 +397,7 @@ class Store(StoreTracking, DistributedStore):
             pin=None,
         )
         ask(self._runtime, [("log", request.collection.short)])
-        result = copying.copy(engine, parse_reference(source.qualified_name), request, keep_tags=tags is None)
+        result = copy(engine, parse_reference(source.qualified_name), request, keep_tags=tags is None)
         return Version(
             engine,
             catalogue.found_at(engine, result.collection, result.number),
@@ -400,7 +421,9 @@ class Store(StoreTracking, DistributedStore):
         order they are named. Needs memory for a list of what is in them: about 200 bytes a chunk, and 30 MB. Raises
         `VersionNotFoundError`, also for versions in the trash, and `IntegrityError`.
         """
-        return bundle.export(self._engine, refs, file, overwrite=overwrite, progress=progress)
+        from casstore.bundle import export
+
+        return export(self._engine, refs, file, overwrite=overwrite, progress=progress)
 
     def import_bundle(
         self,
@@ -426,6 +449,8 @@ class Store(StoreTracking, DistributedStore):
         labels of all versions, and for a few packs. Raises `FormatError`, `UnsupportedFormatError`, `IntegrityError`,
         `InvalidInputError`, `LimitError`, `TypeConflictError`, `NameTakenError`, `RefusedError`, `QuotaExceededError`.
         """
+        from casstore.bundle import ImportRequest, import_bundle
+
         request = ImportRequest(
             project=project,
             rename={} if rename is None else rename,
@@ -434,9 +459,9 @@ class Store(StoreTracking, DistributedStore):
             dry_run=dry_run,
             actor=self._runtime.actor,
             admit=quota.admit,
-            allow=lambda kind, seconds: ageing.check_loggable(self._engine, kind, seconds),
+            allow=lambda kind, seconds: expiry.check_loggable(self._engine, kind, seconds),
         )
-        return bundle.import_bundle(self._engine, file, request, progress)
+        return import_bundle(self._engine, file, request, progress)
 
     # --- time
 
@@ -459,8 +484,10 @@ class Store(StoreTracking, DistributedStore):
         counts the versions that expire at once by it; if there are any, the change is refused
         (`ConfirmationRequired`) unless ``confirm`` is just that count. Raises `CollectionNotFoundError`.
         """
+        from casstore.ageing import set_default_ttl
+
         name = None if collection is None else CollectionName.parse(collection)
-        return ageing.set_default_ttl(self._engine, ttl, name, dry_run=dry_run, confirm=confirm)
+        return set_default_ttl(self._engine, ttl, name, dry_run=dry_run, confirm=confirm)
 
     def expire(self, now: datetime | None = None, dry_run: bool = False) -> ExpireReport:  # noqa: FBT001, FBT002
         """Move all versions past their time to live to the trash, in one commit; `gc` does so first of all.
@@ -469,7 +496,9 @@ class Store(StoreTracking, DistributedStore):
         policy protects; nor does anything else but protection. ``now``: what had expired by then, or with
         ``dry_run`` will have. A moment to come cannot be had without ``dry_run``: `InvalidInputError`.
         """
-        return ageing.expire(self._engine, now, dry_run=dry_run)
+        from casstore.ageing import expire
+
+        return expire(self._engine, now, dry_run=dry_run)
 
     def retain(
         self,
@@ -493,6 +522,8 @@ class Store(StoreTracking, DistributedStore):
         protected versions, and without ``delete_aliases`` those with an alias stay in any case. Without any rule, those
         of the policy (``retention``); if there are none, `InvalidInputError`. ``dry_run`` shows what would be done.
         """
+        from casstore.ageing import retain
+
         given: dict[str, object] = {
             "keep_last": keep_last,
             "keep_hourly": keep_hourly,
@@ -506,7 +537,7 @@ class Store(StoreTracking, DistributedStore):
         name = CollectionName.parse(collection)
         stored = self.policy.retention if all(value is None for value in given.values()) else None
         rules = stored or rules_from(given)
-        return ageing.retain(self._engine, name, rules, delete_aliases=delete_aliases, dry_run=dry_run)
+        return retain(self._engine, name, rules, delete_aliases=delete_aliases, dry_run=dry_run)
 
     def to_dict(self) -> Mapping[str, object]:
         """Place, configuration and policy as JSON values."""

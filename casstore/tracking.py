@@ -1,26 +1,27 @@
 """What hosts track: runs, uses, lineage, events, logs in the background. Every method hands on to its module."""
 
+# ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
+
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from casstore import catalogue, events, lineage
-from casstore import run as runs
+from casstore import catalogue
 from casstore.errors import InvalidInputError
-from casstore.events import Callback, Event
-from casstore.lineage import Lineage, RunRecord, UseRecord
 from casstore.model import VersionState
 from casstore.names import check_name, parse_reference
-from casstore.run import FINISHED, Run, Use
 from casstore.state import current_name
-from casstore.submission import Submission
 from casstore.upkeep import StoreUpkeep
 from casstore.version import Version
 from casstore.view import collection_named
 
 if TYPE_CHECKING:
     from casstore.artifact import Artifact
+    from casstore.events import Callback, Event
+    from casstore.lineage import Lineage, Place, RunRecord, UseRecord
+    from casstore.run import Run, Use
+    from casstore.submission import Submission
 
 
 class StoreTracking(StoreUpkeep):
@@ -45,19 +46,27 @@ class StoreTracking(StoreUpkeep):
         ULID by default. ``attrs``: up to 64 KiB of JSON. What is given of a run that goes on replaces what was said of
         it (of ``attrs``: key by key). Raises `AlreadyExistsError` for the id of a run that has ended or was deleted.
         """
-        return runs.start(self._engine, self._log, id=id, name=name, job_type=job_type, attrs=attrs)
+        from casstore.run import start
+
+        return start(self._engine, self._log, id=id, name=name, job_type=job_type, attrs=attrs)
 
     def runs(self, status: str | None = None, job_type: str | None = None) -> list[RunRecord]:
         """Runs in the order they were started: all, or those of a status (``running``, …) or job type."""
-        return lineage.runs(self._engine, status, job_type)
+        from casstore.lineage import runs
+
+        return runs(self._engine, status, job_type)
 
     def get_run(self, id: str) -> RunRecord:
         """What is known of a run. Raises `NotFoundError`, `InvalidNameError`."""
-        return lineage.get_run(self._engine, id)
+        from casstore.lineage import get_run
 
-    def finish_run(self, id: str, status: str = FINISHED) -> RunRecord:
+        return get_run(self._engine, id)
+
+    def finish_run(self, id: str, status: str = "finished") -> RunRecord:
         """End a run by its id, and its uses, as when its process was killed. One that has ended stays as it is."""
-        runs.end(self._engine, id, status)
+        from casstore.run import end
+
+        end(self._engine, id, status)
         return self.get_run(id)
 
     def delete_run(self, id: str) -> None:
@@ -65,20 +74,29 @@ class StoreTracking(StoreUpkeep):
 
         It can still be seen in the lineage of its versions, as deleted. Raises `NotFoundError`.
         """
-        runs.delete(self._engine, id)
+        from casstore.run import delete
+
+        delete(self._engine, id)
 
     def run_outputs(self, id: str, include_trashed: bool = False) -> list[Version]:  # noqa: FBT001, FBT002 - as `Run.outputs`
         """What a run logged; see `Run.outputs`. Raises `NotFoundError`."""
-        return runs.Run(self._engine, check_name(id, "run id"), self._log).outputs(include_trashed)
+        return self._run_called(id).outputs(include_trashed)
 
     def run_inputs(self, id: str, include_trashed: bool = False) -> list[Version]:  # noqa: FBT001, FBT002
         """What a run used; see `Run.inputs`. Raises `NotFoundError`."""
-        return runs.Run(self._engine, check_name(id, "run id"), self._log).inputs(include_trashed)
+        return self._run_called(id).inputs(include_trashed)
+
+    def _run_called(self, id: str) -> Run:
+        from casstore.run import Run
+
+        return Run(self._engine, check_name(id, "run id"), self._log)
 
     def uses(self, ref: str) -> list[UseRecord]:
         """`Version.uses` by reference; also of a version in the trash, or purged."""
+        from casstore.lineage import uses
+
         found = catalogue.lookup(self._engine, ref, expired=True, states=tuple(VersionState))
-        return lineage.uses(self._engine, found)
+        return uses(self._engine, found)
 
     def use(self, what: str | Version, purpose: str = "", type: str | None = None) -> Use:  # noqa: A002
         """Declare a use of a version by this process alone; see `Run.use`.
@@ -86,16 +104,21 @@ class StoreTracking(StoreUpkeep):
         A run of job type ``use`` stands for it, and ends with it. Of a process that was killed it stays, until
         `finish_run` ends it.
         """
-        return runs.use_alone(self._engine, what, purpose, type)
+        from casstore.run import use_alone
+
+        return use_alone(self._engine, what, purpose, type)
 
     def _run_id(self, run: Run | str | None) -> str:
         """What ``run=`` of a log means, and that it can log. Raises `NotFoundError`, `RefusedError`."""
         if run is None:
             return ""
-        id = runs.id_in(self._engine, run)
+        from casstore.lineage import running
+        from casstore.run import id_in
+
+        id = id_in(self._engine, run)
         self._engine.view.refresh()
         with self._engine.view.read() as tables:
-            lineage.running(tables, id)
+            running(tables, id)
         return id
 
     # --- lineage
@@ -112,12 +135,15 @@ class StoreTracking(StoreUpkeep):
         there is a collection of that name, that is meant. ``direction``: ``up`` is what it comes from, ``down`` what
         came of it, ``both`` is both, but not what else came of its sources. ``depth``: edges from it at most.
         """
+        from casstore.lineage import RunRecord, graph
+        from casstore.run import Run, found_for
+
         engine = self._engine
-        start: lineage.Place | str
+        start: Place | str
         if isinstance(of, Run | RunRecord):
             start = of.id
         elif isinstance(of, Version):
-            found = runs.found_for(engine, of)
+            found = found_for(engine, of)
             start = (found.collection.id, found.version.number)
         elif not isinstance(of, str):
             raise InvalidInputError(f"{of!r:.100} is no reference, version or run", hint="'ds:v0'")
@@ -126,14 +152,16 @@ class StoreTracking(StoreUpkeep):
         else:
             found = catalogue.lookup(engine, of, expired=True, states=tuple(VersionState))
             start = (found.collection.id, found.version.number)
-        return lineage.graph(engine, start, depth=depth, direction=direction)
+        return graph(engine, start, depth=depth, direction=direction)
 
     def _is_run(self, text: str) -> bool:
+        from casstore.lineage import run_row
+
         name = parse_reference(text).collection
         self._engine.view.refresh()
         with self._engine.view.read() as tables:
             collection = collection_named(tables, current_name(tables, str(name)))
-            return collection is None and lineage.run_row(tables, text) is not None
+            return collection is None and run_row(tables, text) is not None
 
     # --- events
 
@@ -146,14 +174,20 @@ class StoreTracking(StoreUpkeep):
         store has none. What other handles and processes do: `events`. A version past its time to live is heard of when
         a sweep takes it, not when readers see it no more.
         """
+        from casstore import events
+
         return events.subscribe(self._engine, events.TRASHED, callback)
 
     def on_restore(self, callback: Callback) -> Callable[[], None]:
         """`on_trash` for versions that come back from the trash."""
+        from casstore import events
+
         return events.subscribe(self._engine, events.RESTORED, callback)
 
     def on_purge(self, callback: Callback) -> Callable[[], None]:
         """`on_trash` for versions that are given up for good, by hand or by a collection, and links taken away."""
+        from casstore import events
+
         return events.subscribe(self._engine, events.PURGED, callback)
 
     def events(self, after: int = 0) -> Iterator[Event]:
@@ -161,7 +195,9 @@ class StoreTracking(StoreUpkeep):
 
         To follow a store: handle them all, and go on from what `head` was before. A version may be named twice.
         """
-        return events.events(self._engine, after)
+        from casstore.events import events
+
+        return events(self._engine, after)
 
     # --- in the background
 
@@ -171,6 +207,8 @@ class StoreTracking(StoreUpkeep):
         `Submission.wait` returns the version, or raises what the log raised. `close` waits for it, and so does an
         interpreter that exits.
         """
+        from casstore.submission import Submission
+
         name = getattr(artifact, "name", "")
         submission = Submission(lambda: self._log(artifact, **options), str(name))
         pending: list[Submission[Version]] = self.__dict__.setdefault("_submissions", [])

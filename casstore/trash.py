@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Sequence
-from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any
 
@@ -20,6 +19,7 @@ from casstore.names import CollectionName, parse_reference
 from casstore.overlay import Tables
 from casstore.restoring import check_whole
 from casstore.state import BY_COLLECTION, BY_SOURCE, head_of
+from casstore.values import dataclass
 from casstore.version import Version
 from casstore.view import collections, trashed, with_links
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from casstore import policy
@@ -29,6 +28,7 @@ from casstore.model import Record, Trash, VersionRow, VersionState
 from casstore.names import LATEST
 from casstore.overlay import Tables
 from casstore.state import ACTIVE, aliases_of, uses_of
+from casstore.values import dataclass
 from casstore.view import links_of, version_at
 
 IF_IN_USE = ("cancel", "refuse")

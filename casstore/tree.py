@@ -7,9 +7,8 @@ After "Prolly trees" in the Noms technical overview; the cut here weighs an item
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 
 from casstore.digest import checksum64
 from casstore.errors import FormatError, IntegrityError
@@ -24,6 +23,7 @@ from casstore.format.nodes import (
     encode_node,
 )
 from casstore.model import Entry
+from casstore.values import dataclass
 
 INLINE_CHUNKS = 32
 """longer chunk lists go into nodes of their own"""
@@ -144,9 +144,12 @@ class Builder:
         item = _Item(encode_entry(entry), entry.path.encode(), entry.path, tuple(references), 1, entry.length)
         self.level(0).add(item)
 
-    def add_chunk(self, digest: bytes, length: int) -> None:
-        """The next chunk of a chunk list."""
-        self.level(0).add(_Item(encode_chunk((digest, length)), digest, "", (digest,), 1, length))
+    def add_chunks(self, chunks: Iterable[tuple[bytes, int]]) -> None:
+        """The next chunks of a chunk list, as (digest, length)."""
+        add = self.level(0).add
+        for chunk in chunks:
+            digest, length = chunk
+            add(_Item(encode_chunk(chunk), digest, "", (digest,), 1, length))
 
     def reuse(self, child: Child, level: int) -> bool:
         """Take over a whole stored node of a level, if every level up to it is at a boundary."""
@@ -182,8 +185,7 @@ def write_entries(entries: Iterable[Entry], average: int, sink: Sink) -> Tree:
 def write_chunk_list(chunks: Iterable[tuple[bytes, int]], average: int, sink: Sink) -> Tree:
     """Store the chunk list of one file."""
     builder = Builder(CHUNK_LIST, average, sink)
-    for digest, length in chunks:
-        builder.add_chunk(digest, length)
+    builder.add_chunks(chunks)
     return builder.finish()
 
 
@@ -257,18 +259,19 @@ def walk(
 
 def _walk(node: Node, fetch: Fetch, first: bytes, prefix: bytes, damaged: Damaged | None) -> Iterator[Entry]:
     if node.level == 0:
-        for entry in node.entries:
-            key = entry.path.encode()
-            if key < first:
-                continue
-            if not key.startswith(prefix):
+        entries = node.entries
+        if first:
+            entries = entries[bisect_left(entries, first, key=_path_bytes) :]
+        if not prefix:
+            yield from entries
+            return
+        for entry in entries:
+            if not entry.path.encode().startswith(prefix):
                 return
             yield entry
         return
-    for child in node.children:
+    for child in node.children[bisect_left(node.children, first, key=_last_bytes) :]:
         last = child.last.encode()
-        if last < first:
-            continue
         try:
             below = fetch(child.digest)
         except (IntegrityError, FormatError) as error:
@@ -286,15 +289,22 @@ def find(root: bytes, path: str, fetch: Fetch) -> Entry | None:
     key = path.encode()
     node = fetch(root)
     while node.level:
-        keys = [child.last.encode() for child in node.children]
-        position = bisect_left(keys, key)
-        if position == len(keys):
+        position = bisect_left(node.children, key, key=_last_bytes)
+        if position == len(node.children):
             return None
         node = fetch(node.children[position].digest)
-    for entry in node.entries:
-        if entry.path == path:
-            return entry
+    position = bisect_left(node.entries, key, key=_path_bytes)
+    if position < len(node.entries) and node.entries[position].path == path:
+        return node.entries[position]
     return None
+
+
+def _last_bytes(child: Child) -> bytes:
+    return child.last.encode()
+
+
+def _path_bytes(entry: Entry) -> bytes:
+    return entry.path.encode()
 
 
 def chunk_list(
@@ -305,15 +315,21 @@ def chunk_list(
 
 
 def _chunk_list(node: Node, fetch: Fetch, at: int, offset: int, end: int | None) -> Iterator[tuple[int, bytes, int]]:
-    for digest, size in node.chunks or [(child.digest, child.size) for child in node.children]:
-        if end is not None and at >= end:
+    first = bisect_right(node.ends, offset - at) if offset > at else 0
+    start = at + (node.ends[first - 1] if first else 0)
+    if node.level:
+        for child in node.children[first:]:
+            if end is not None and start >= end:
+                return
+            yield from _chunk_list(fetch(child.digest), fetch, start, offset, end)
+            start += child.size
+        return
+    for digest, size in node.chunks[first:] if first else node.chunks:
+        if end is not None and start >= end:
             return
-        if at + size > offset:
-            if node.level:
-                yield from _chunk_list(fetch(digest), fetch, at, offset, end)
-            else:
-                yield at, digest, size
-        at += size
+        if start + size > offset:
+            yield start, digest, size
+        start += size
 
 
 def diff(a: bytes, b: bytes, fetch: Fetch) -> tuple[dict[str, Entry], dict[str, Entry]]:

@@ -1,46 +1,38 @@
 """Looking after a store: space, damage, pins, rules. Every method hands on to the module that does the work."""
 
+# ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from contextlib import AbstractContextManager
 from datetime import timedelta
+from typing import TYPE_CHECKING
 
-from casstore import (
-    ageing,
-    audit,
-    doctor,
-    erasure,
-    explain,
-    inventory,
-    pin,
-    policy,
-    quota,
-    scrub,
-    status,
-)
-from casstore.audit import DeletionRecord
+from casstore import pin, policy
 from casstore.authority import STORE, ask
-from casstore.backend.room import ballast_bytes, set_ballast
-from casstore.checkpointing import CheckpointInfo, make_checkpoint
 from casstore.config import environment_flag
 from casstore.digest import Digest
-from casstore.doctor import Check
-from casstore.erasure import Erasure
 from casstore.errors import GCDisabledError, InvalidInputError
-from casstore.explain import Explanation, Impact, Keeper
-from casstore.gc import GCReport, Options, collect, finish
-from casstore.gc.plan import Limits
-from casstore.gc.undo import UndoReport, undo
-from casstore.inventory import Usage
 from casstore.model import Progress, no_progress
 from casstore.opened import OpenedStore
-from casstore.pin import PinInfo
 from casstore.policy import Policy
-from casstore.quota import KEEP, Forecast, Keep, Quota
-from casstore.scrub import FsckReport
-from casstore.status import Status
+from casstore.quota import KEEP, Keep
+
+if TYPE_CHECKING:
+    from casstore.audit import DeletionRecord
+    from casstore.checkpointing import CheckpointInfo
+    from casstore.doctor import Check
+    from casstore.erasure import Erasure
+    from casstore.explain import Explanation, Impact, Keeper
+    from casstore.gc import GCReport
+    from casstore.gc.undo import UndoReport
+    from casstore.inventory import Usage
+    from casstore.pin import PinInfo
+    from casstore.quota import Forecast, Quota
+    from casstore.scrub import FsckReport
+    from casstore.status import Status
 
 
 class StoreUpkeep(OpenedStore):
@@ -59,6 +51,8 @@ class StoreUpkeep(OpenedStore):
         max_bytes: int | None = None,
         max_seconds: float | None = None,
         *,
+        store_waste: float | None = None,
+        optimize: bool = False,
         executor: Executor | None = None,
         progress: Progress = no_progress,
     ) -> GCReport:
@@ -66,30 +60,39 @@ class StoreUpkeep(OpenedStore):
 
         ``grace`` and ``orphan_age``: a timedelta or seconds. ``offline`` has the store alone (else
         `StoreBusyError` names who is at work in it) and compacts fully, without waiting.
+        ``store_waste``: repack, the most rewarding packs first, until at most this share of the store is garbage.
+        ``optimize`` also arranges the content anew, so that what resembles each other is compressed together: the
+        store shrinks, by much where versions differ in little, for some seconds of CPU a gigabyte; see `GCReport`.
         ``executor`` (threads, processes, or another that takes picklable tasks) reads the nodes for the mark.
         Raises `GCDisabledError`, `IntegrityError` (nothing was deleted), `StoreBusyError`, `BackendError`.
         """
+        from casstore.gc import Options, collect
+        from casstore.gc.plan import Limits
+
         if not dry_run:
             self._release_abandoned()
         rules = self.policy
         if not dry_run:
-            self._check_gc_enabled()
+            self.check_gc()
             ask(self._runtime, [("gc", STORE)])
         if not (max_waste is None or (isinstance(max_waste, int | float) and 0 <= max_waste <= 1)):
             raise InvalidInputError(f"max_waste={max_waste!r} is not between 0 and 1")
+        if not (store_waste is None or (isinstance(store_waste, int | float) and 0 <= store_waste <= 1)):
+            raise InvalidInputError(f"store_waste={store_waste!r} is not between 0 and 1")
         wait = 0.0 if offline and grace is None else policy.seconds(grace, "grace", rules.grace.total_seconds())
         orphans = 0.0 if offline else policy.seconds(orphan_age, "orphan_age", 48 * 3600.0)
         options = Options(
             dry_run=dry_run,
             grace=int(wait * 1_000_000),
             orphan_age=int(orphans * 1_000_000),
-            limits=Limits(max_waste, compact=offline, policy=rules),
+            limits=Limits(max_waste, compact=offline, policy=rules, store_waste=store_waste),
             incremental=incremental,
             max_bytes=policy.whole(max_bytes, "max_bytes"),
             max_seconds=None if max_seconds is None else policy.seconds(max_seconds, "max_seconds", 0.0),
             actor=self._runtime.actor,
             offline=offline,
             executor=executor,
+            optimize=optimize,
         )
         return collect(self._engine, options, progress)
 
@@ -98,11 +101,14 @@ class StoreUpkeep(OpenedStore):
 
         Raises `GCDisabledError`, `IntegrityError` (nothing was deleted), `BackendError`.
         """
-        self._check_gc_enabled()
+        from casstore.gc import finish
+
+        self.check_gc()
         ask(self._runtime, [("gc", STORE)])
         return finish(self._engine, self._runtime.actor, progress)
 
-    def _check_gc_enabled(self) -> None:
+    def check_gc(self) -> None:
+        """Raise `GCDisabledError` if collection is switched off for this store."""
         enabled = environment_flag("GC_ENABLED")
         if not (self.policy.gc_enabled if enabled is None else enabled):
             raise GCDisabledError("collection is switched off for this store", hint="store.set_policy(gc_enabled=True)")
@@ -113,6 +119,8 @@ class StoreUpkeep(OpenedStore):
         Versions that were purged by hand and whose content the run freed are among them. ``refs``: only these. All
         or nothing, one commit. Raises `NotFoundError` for an unknown run, `RefusedError` when bytes are gone.
         """
+        from casstore.gc.undo import undo
+
         keep = int(self.policy.trash_days * policy.DAY)
         return undo(self._engine, run, refs, keep, self._runtime.actor, progress)
 
@@ -122,6 +130,8 @@ class StoreUpkeep(OpenedStore):
         Returns its size; without ``size`` changes nothing. It counts as ``other`` in `du`. Raises `BackendError` when
         there is no room for it, `InvalidInputError` for a store that is in no directory.
         """
+        from casstore.backend.room import ballast_bytes, set_ballast
+
         engine = self._engine
         if size is not None:
             engine.check_writable()
@@ -143,6 +153,8 @@ class StoreUpkeep(OpenedStore):
         and what the store has a second copy of is healed at once. Raises `InvalidInputError`, `ReadOnlyError`,
         `BackendError`.
         """
+        from casstore import scrub
+
         drawn = self._runtime.random_bytes(8) if seed is None else str(seed).encode()
         share = scrub.share_of(read_data)
         return scrub.fsck(self._engine, share=share, seed=drawn, mend=repair, progress=progress)
@@ -152,6 +164,8 @@ class StoreUpkeep(OpenedStore):
 
         `gc` does it by itself when the log has grown enough. Raises `BackendError`, `ReadOnlyError`.
         """
+        from casstore.checkpointing import make_checkpoint
+
         return make_checkpoint(self._engine, progress)
 
     def rebuild_index(self) -> int:
@@ -160,31 +174,45 @@ class StoreUpkeep(OpenedStore):
 
     def du(self, ref: str | None = None) -> Usage:
         """Bytes: logical and stored, live, in the trash, and garbage; of the store or of one version."""
-        return inventory.usage(self._engine, ref)
+        from casstore.inventory import usage
+
+        return usage(self._engine, ref)
 
     def preview_delete(self, refs: Sequence[str]) -> Impact:
         """What deleting these versions together would free; exact for the set. Changes nothing."""
-        return explain.preview_delete(self._engine, refs)
+        from casstore.explain import preview_delete
+
+        return preview_delete(self._engine, refs)
 
     def why(self, subject: str) -> Explanation:
         """Every holder of a digest, a version or a path in one, and when each lets go; what became of what is gone."""
-        return explain.why(self._engine, subject)
+        from casstore.explain import why
+
+        return why(self._engine, subject)
 
     def keepers(self, limit: int = 10) -> list[Keeper]:
         """The collections, trashed versions and pins that keep most on their own, the largest first."""
-        return explain.keepers(self._engine, limit)
+        from casstore.explain import keepers
+
+        return keepers(self._engine, limit)
 
     def status(self) -> Status:
         """Whose the bytes of the store are, when each lot goes, and what the collector did last. Cheap."""
-        return status.status(self._engine)
+        from casstore.status import status
+
+        return status(self._engine)
 
     def doctor(self) -> list[Check]:
         """How the store is set up, and what could be better. Cheap; damage is looked for by `fsck`."""
-        return doctor.doctor(self._engine)
+        from casstore.doctor import doctor
+
+        return doctor(self._engine)
 
     def deletions(self, limit: int | None = None) -> list[DeletionRecord]:
         """What was taken away and given back, by whom, when and why: the newest first, at most ``limit``."""
-        return audit.deletions(self._engine, limit)
+        from casstore.audit import deletions
+
+        return deletions(self._engine, limit)
 
     # --- pins
 
@@ -240,7 +268,9 @@ class StoreUpkeep(OpenedStore):
         be undone as far as their packs had some of it. Killed, it is finished by the same call. Raises
         `ConfirmationRequired`, `RefusedError`, `NotFoundError`, `StoreBusyError` while others are at work.
         """
-        return erasure.erase(
+        from casstore.erasure import erase
+
+        return erase(
             self._engine,
             str(subject),
             reason=reason,
@@ -265,7 +295,9 @@ class StoreUpkeep(OpenedStore):
         `ConfirmationRequired`, and no change, if versions expire by it at once and ``confirm`` is not their number;
         `set_default_ttl` with ``dry_run`` tells which.
         """
-        ageing.set_policy(self._engine, policy.encode(values), confirm=confirm)
+        from casstore.ageing import set_policy
+
+        set_policy(self._engine, policy.encode(values), confirm=confirm)
         return self.policy
 
     def quota(self, max_bytes: int | Keep | None = KEEP, trash: str | None = None) -> Quota:
@@ -282,10 +314,14 @@ class StoreUpkeep(OpenedStore):
             values["quota_trash"] = trash
         if values:
             self.set_policy(**values)  # type: ignore[arg-type] # names of rules, none of them confirm
-        return quota.quota(self._engine)
+        from casstore.quota import quota
+
+        return quota(self._engine)
 
     def forecast(self, within: timedelta) -> Forecast:
         """What the trash's and times' to live dates allow collections to free within a time from now."""
         if not isinstance(within, timedelta) or within < timedelta():
             raise InvalidInputError(f"within={within!r} is not a timedelta of 0 or more")
-        return quota.forecast(self._engine, within)
+        from casstore.quota import forecast
+
+        return forecast(self._engine, within)

@@ -1,5 +1,7 @@
 """A version, as users hold it: identity, labels, files, and what can be done with it."""
 
+# ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
+
 from __future__ import annotations
 
 import json
@@ -8,18 +10,15 @@ import warnings
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from casstore import ageing, catalogue, checkout, contents, linking, pin, restoring
+from casstore import catalogue, contents, pin
 from casstore.artifact import Artifact, draft_of
 from casstore.catalogue import Found
-from casstore.checkout import CheckoutReport, Confirm, DownloadReport, Verified, accept
 from casstore.config import from_micros
 from casstore.engine import Engine
 from casstore.errors import EntryNotFoundError, IntegrityError, InvalidInputError, RefusedError
-from casstore.gc.plan import footprint_of, garbage
 from casstore.handles import DraftBase, EntryReader, Listing
 from casstore.identity import VersionFacts
 from casstore.model import Entry, Inherit, Pin, Progress, VersionState, no_progress
@@ -38,8 +37,11 @@ from casstore.names import (
 )
 from casstore.overlay import Tables
 from casstore.sources import source_path
-from casstore.trashing import Allowed, move_to_trash
+from casstore.values import dataclass
 from casstore.view import with_links
+
+if TYPE_CHECKING:
+    from casstore.checkout import CheckoutReport, Confirm, DownloadReport, Verified
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +76,9 @@ class Version(VersionFacts):
         Whole seconds, up to a hundred years. Raises `RefusedError` if it would have expired by that already, unless
         ``allow_immediate``, and for types that have none by policy; `VersionNotFoundError` if it is in the trash.
         """
-        ageing.set_ttl(self._engine, self._found, ttl, allow_immediate=allow_immediate)
+        from casstore.ageing import set_ttl
+
+        set_ttl(self._engine, self._found, ttl, allow_immediate=allow_immediate)
         self.refresh()
 
     def add_alias(self, alias: str, if_on: str | None = None) -> None:
@@ -193,7 +197,7 @@ class Version(VersionFacts):
             raise
 
     def _bind(self, entry: Entry) -> Entry:
-        return replace(entry, reader=EntryReader(self._engine, self._found))
+        return entry.bound(EntryReader(self._engine, self._found))
 
     def files(
         self,
@@ -294,6 +298,8 @@ class Version(VersionFacts):
         ``path_prefix``: a path or directory, by whole segments; with a ``/`` at the end a directory only.
         ``skip_cache`` and ``multipart`` have no effect.
         """
+        from casstore import checkout
+
         _warn_ignored(skip_cache=skip_cache, multipart=multipart)
         target = self._default_root() if root is None else root
         with self._reading("download of", progress) as touched:
@@ -317,7 +323,7 @@ class Version(VersionFacts):
         *,
         force: bool = False,
         dry_run: bool = False,
-        confirm: Confirm = accept,
+        confirm: Confirm | None = None,
         allow_missing_references: bool = False,
         progress: Progress = no_progress,
     ) -> CheckoutReport:
@@ -327,6 +333,8 @@ class Version(VersionFacts):
         empty or that a checkout made, unless ``force``; never ``/``, a home, the store, a directory above one of those,
         or a mount point: `RefusedError`. ``dry_run`` lists what would be written and deleted.
         """
+        from casstore import checkout
+
         target = self._default_root() if root is None else root
         with self._reading("checkout of", progress) as touched:
             return checkout.replace(
@@ -335,7 +343,7 @@ class Version(VersionFacts):
                 target,
                 force=force,
                 dry_run=dry_run,
-                confirm=confirm,
+                confirm=checkout.accept if confirm is None else confirm,
                 allow_missing_references=allow_missing_references,
                 progress=touched,
             )
@@ -360,6 +368,8 @@ class Version(VersionFacts):
         ``.unverified_refs`` of the result, and are no problem. Raises `VerificationError` with every problem:
         ``.missing``, ``.changed``, ``.extra``.
         """
+        from casstore import checkout
+
         with self._reading("verification of", progress) as touched:
             if root is None:
                 return checkout.verify_stored(self._engine, self._found, touched, check_refs=check_refs)
@@ -401,9 +411,11 @@ class Version(VersionFacts):
     @property
     def warnings(self) -> tuple[str, ...]:
         """What may be surprising elsewhere: paths that only differ in case or Unicode form. Reads the whole listing."""
+        from casstore.checkout import twins
+
         return tuple(
             f"{' and '.join(map(repr, paths))} are one path on some file systems"
-            for paths in checkout.twins(entry.path for entry in self.files())
+            for paths in twins(entry.path for entry in self.files())
         )
 
     def delete(
@@ -422,6 +434,8 @@ class Version(VersionFacts):
 
         Of a link only the link goes, at once and for good, with its aliases: see `unlink`.
         """
+        from casstore.trashing import Allowed, move_to_trash
+
         allowed = Allowed.of(aliases=delete_aliases, links=delete_links, if_in_use=if_in_use)
         reason = check_description(reason)
         engine = self._engine
@@ -448,6 +462,8 @@ class Version(VersionFacts):
 
         ``.aliases_not_restored`` of what is returned: aliases that belong to another version by now.
         """
+        from casstore import restoring
+
         engine = self._engine
         if name is not None:
             return Version(engine, restoring.restore_as(engine, self._found, CollectionName.parse(name)))
@@ -466,18 +482,24 @@ class Version(VersionFacts):
         takes links only. Raises `InvalidInputError` for the source's own collection, `TypeConflictError`,
         `NameTakenError` for one in the trash.
         """
-        return Version(self._engine, linking.link(self._engine, self._found, CollectionName.parse(target), aliases))
+        from casstore.linking import link
+
+        return Version(self._engine, link(self._engine, self._found, CollectionName.parse(target), aliases))
 
     def unlink(self) -> None:
         """Take this link away, at once and for good; its source is not touched, its number is not used again.
 
         Raises `InvalidInputError` if it is no link, `ProtectedError`.
         """
-        linking.unlink(self._engine, self._found)
+        from casstore.linking import unlink
+
+        unlink(self._engine, self._found)
         self.refresh()
 
     def _unlink(self, *, refuse_in_use: bool) -> Deletion:
-        cancelled = linking.unlink(self._engine, self._found, refuse_in_use=refuse_in_use)
+        from casstore.linking import unlink
+
+        cancelled = unlink(self._engine, self._found, refuse_in_use=refuse_in_use)
         self.refresh()
         gone = from_micros(self._found.version.updated)
         _, shared = footprint(self._engine, self._found)
@@ -511,6 +533,8 @@ class Version(VersionFacts):
 
 def footprint(engine: Engine, found: Found) -> tuple[int, int]:
     """Stored bytes that one version with the links to it keeps alone, and all it needs."""
+    from casstore.gc.plan import footprint_of, garbage
+
     engine.view.refresh()
     with engine.view.read() as tables:
         roots = [row.root for row in with_links(tables, [found.version])]

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
+from dataclasses import replace
 from typing import Protocol, TypeVar
 
 from casstore.backend.room import is_full
 from casstore.checkpoint import Checkpoints
 from casstore.errors import BackendError, IntegrityError
 from casstore.format.checkpoints import Manifest, Rows
-from casstore.format.rows import decode_chunk, decode_row, encode_row, u64
+from casstore.format.rows import decode_chunk, decode_row, encode_row, location_of_row, u64
 from casstore.index import IndexDamagedError, MemoryIndex, SpillIndex
 from casstore.log import Log
 from casstore.model import (
@@ -30,7 +31,7 @@ from casstore.model import (
     VersionRow,
     VersionState,
 )
-from casstore.overlay import Tables
+from casstore.overlay import Changes, Tables
 from casstore.state import (
     ALIAS,
     ALIAS_LOG,
@@ -60,6 +61,7 @@ from casstore.state import (
     links_to,
     version_key,
 )
+from casstore.values import dataclass
 
 T = TypeVar("T")
 
@@ -87,9 +89,25 @@ class Storage(Protocol):
         """Empty every table."""
         ...
 
+    def compact(self, share: float) -> int:
+        """Leave out what is free, if it is at least a share; bytes saved."""
+        ...
+
     def close(self) -> None:
         """Let go."""
         ...
+
+
+@dataclass(frozen=True, slots=True)
+class Ahead:
+    """What a segment changes, found out on the tables of a `Tables.stamp` before it was written.
+
+    `apply` is a function of the tables and the segment and of nothing else. So on the very same tables it need not
+    be run again.
+    """
+
+    stamp: object
+    changes: Mapping[str, Changes]
 
 
 class _Mine(threading.local):
@@ -128,7 +146,7 @@ class View:
     def check(self) -> None:
         """Compare the view with the log it claims to show. Raises `IntegrityError` when the log went back."""
         head = self.head()
-        if head.seq == 0:
+        if head.seq == 0 or self._log.chain_at(head.seq) == head.chain:
             return
         try:
             raw = self._log.read_raw(head.seq)
@@ -241,12 +259,22 @@ class View:
             if self._storage.update(body):
                 return
 
-    def fold(self, batch: Sequence[tuple[Segment, bytes]]) -> None:
-        """Apply segments that are in the log, skipping those another handle applied first."""
+    def fold(self, batch: Sequence[tuple[Segment, bytes]], ahead: Ahead | None = None) -> None:
+        """Apply segments that are in the log, skipping those another handle applied first.
+
+        ``ahead``: what applying the one segment of the batch was found to change; used if nothing was written since.
+        """
 
         def body(tables: Tables) -> None:
             if tables.get(META, _LOADING) is not None:
                 return  # another handle has begun with a checkpoint
+            if ahead is not None and tables.stamp == ahead.stamp:
+                segment, chain = batch[0]
+                if segment.seq == head_of(tables).seq + 1 and segment.previous == head_of(tables).chain:
+                    for table, changes in ahead.changes.items():
+                        tables.change(table, changes)
+                    tables.put(META, HEAD_KEY, encode_row(replace(head_of(tables), chain=chain)))
+                    return
             for segment, chain in batch:
                 if segment.seq == head_of(tables).seq + 1:
                     apply(tables, segment, chain)
@@ -283,6 +311,16 @@ class View:
                 raise IntegrityError(f"log segment {last + 1} is missing", hint="casstore fsck")
         self._forget()
         return self.refresh()
+
+    def compact(self, share: float) -> int:
+        """Make the files of the view smaller if at least a share of them is free; returns by how many bytes.
+
+        Not inside a `read`. Raises `BackendError`; the view is as it was then.
+        """
+        saved = self._storage.compact(share)
+        if saved:
+            self._effect("index-commit")
+        return saved
 
     def close(self) -> None:
         """Let go of the storage."""
@@ -365,8 +403,8 @@ class View:
 
     def _locate(self, digests: Sequence[bytes]) -> list[Location | None]:
         with self.read() as tables:
-            rows = [tables.get(CHUNK, digest) for digest in digests]
-        return [None if row is None else decode_chunk(row).location for row in rows]
+            rows = tables.get_many(CHUNK, digests)
+        return [None if row is None else location_of_row(row) for row in rows]
 
     def known(self, digests: Sequence[bytes]) -> list[bool]:
         """Which digests may be relied on: indexed, and not known to be damaged or erased."""

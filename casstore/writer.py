@@ -12,17 +12,27 @@ from contextlib import suppress
 from casstore.chunks import ChunkWriter
 from casstore.digest import Buffer
 from casstore.engine import Committed, Engine
-from casstore.errors import CasstoreError, ChunkMissingError, ConflictError, RefusedError, StoreBusyError
+from casstore.errors import (
+    CasstoreError,
+    ChunkMissingError,
+    ConflictError,
+    QuotaExceededError,
+    RefusedError,
+    StoreBusyError,
+)
 from casstore.format.layout import pack_key
 from casstore.format.packs import VersionNote
 from casstore.format.rows import kind_of_row
 from casstore.model import AddNode, AddPack, ChunkKind, Drop, Record
-from casstore.overlay import Tables
+from casstore.overlay import Overlay, Tables
+from casstore.parcels import Parcel
 from casstore.state import CHUNK, LOST, NODE, PACK, head_of
 from casstore.view import children_of
 
 ROUNDS = 50
 """times a commit may find claims broken before it gives up"""
+PARCEL_BYTES = 128 * 1024
+"""plaintext of a session that is stored by whoever commits it, in packs it may share with others"""
 
 
 class _Broken(Exception):
@@ -34,16 +44,21 @@ class _Broken(Exception):
         self.packs = packs
 
 
+class _CrowdedError(Exception):
+    """What a session stores had better have packs of its own."""
+
+
 class Writer:
     """One session. Not thread-safe; nothing it stores means anything until `commit` returns.
 
     It holds the store, shared, until it has committed or was abandoned or dropped.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, base: int | None = None) -> None:
+        """``base``: a position that the view was refreshed to; it is refreshed without one."""
         engine.check_writable()
         self.engine = engine
-        self.base = engine.view.refresh().seq
+        self.base = engine.view.refresh().seq if base is None else base
         self._checked = self.base
         settings, config = engine.settings, engine.config
         self._writers = {
@@ -69,6 +84,10 @@ class Writer:
         """data that has the bytes of a tree node which a collector copied although it was dropped: to be forgotten, as
         nothing can hold a node whose children are not known"""
         self._packs: list[AddPack] = []
+        self._parcel: Parcel | None = None
+        """what is stored by whoever commits it, as of the commit at hand"""
+        self._alone = False
+        """nothing is to be left to others"""
         self._exposed = False
         """a segment that names the packs may be in the log"""
         self._refused = False
@@ -83,25 +102,48 @@ class Writer:
 
     @property
     def stored_bytes(self) -> int:
-        """Bytes of the packs this session published."""
-        return sum(writer.stored_bytes for writer in self._writers.values())
+        """Bytes of the packs this session published, or its share of those that hold what others stored as well."""
+        shared = 0 if self._parcel is None else self._parcel.stored_bytes
+        return shared + sum(writer.stored_bytes for writer in self._writers.values())
 
     @property
     def pending_bytes(self) -> int:
-        """Bytes of the packs that the commit at hand would add."""
-        return sum(pack.size for pack in self._packs)
+        """Bytes of the packs that the commit at hand would add; of shared ones not less than its share."""
+        if self._parcel is None:
+            return sum(pack.size for pack in self._packs)
+        return sum(pack.size for pack in self._parcel.packs) or self._parcel.stored_bytes
+
+    def store(self, chunks: Sequence[tuple[bytes, Buffer]]) -> None:
+        """Store those of some data chunks that are not in the store; the others become claims.
+
+        They are copied: what they are in may be written to again.
+        """
+        own, add = self._own, self._writers[ChunkKind.DATA].add
+        missing = self.missing([digest for digest, _ in chunks])
+        for digest, data in chunks if missing else ():
+            if digest in missing and digest not in own:
+                own.add(digest)
+                self.new_bytes += len(data)
+                add(digest, bytes(data))
 
     def missing(self, digests: Sequence[bytes]) -> set[bytes]:
         """Those of some data digests that this session must store; the others become claims."""
-        unknown = [digest for digest in digests if digest not in self._own and digest not in self._claims]
-        found = self.engine.view.known(unknown)
-        absent = {digest for digest, known in zip(unknown, found, strict=True) if not known}
-        claims = [digest for digest, known in zip(unknown, found, strict=True) if known]
+        own, claims = self._own, self._claims
+        unknown = [digest for digest in digests if digest not in own and digest not in claims]
+        absent: set[bytes] = set()
+        if not unknown:
+            return absent
         with self.engine.view.read() as tables:
-            idle = {digest for digest in claims if _is_idle_node(tables, digest)}
-        self._idle |= idle
-        self._claims.update(digest for digest in claims if digest not in idle)
-        return absent | idle
+            sound = not tables.count(LOST)
+            for digest, row in zip(unknown, tables.get_many(CHUNK, unknown), strict=True):
+                if row is None or not (sound or tables.get(LOST, digest) is None):
+                    absent.add(digest)
+                elif _is_idle_node(tables, digest, row):
+                    absent.add(digest)
+                    self._idle.add(digest)
+                else:
+                    claims.add(digest)
+        return absent
 
     def put(self, digest: bytes, data: Buffer) -> None:
         """Store a data chunk that `missing` named."""
@@ -195,13 +237,21 @@ class Writer:
         them again through this session. ``notes`` go into the footer of the last node pack.
         """
         for _ in range(ROUNDS):
-            self._packs += self._writers[ChunkKind.DATA].finish()
-            self._packs += self._writers[ChunkKind.NODE].finish(notes())
+            self._parcel = self._small(notes)
+            if self._parcel is None:
+                self._publish(notes)
             try:
                 self._exposed = True
-                done = self.engine.commit(lambda tables: self._records(tables, records), packs_since=self.base)
+                done = self.engine.commit(
+                    lambda tables: self._records(tables, records), packs_since=self.base, parcel=self._parcel
+                )
                 self._hold.release()
+                if done is None:
+                    self._parcel = None  # nothing came of it
                 return done
+            except _CrowdedError:
+                self._exposed = False
+                self._alone = True
             except _Broken as broken:
                 self._exposed = False
                 self._forget(broken)
@@ -218,9 +268,33 @@ class Writer:
             f"the collector removed what this commit relied on {ROUNDS} times in a row", hint="try again"
         )
 
+    def _small(self, notes: Callable[[], Sequence[VersionNote]]) -> Parcel | None:
+        """What this session stores, if it is so little that whoever commits it may as well store it."""
+        if self._alone or self._packs or self._idle or self.new_bytes > PARCEL_BYTES:
+            return None
+        data, nodes = (self._writers[kind].waiting() for kind in (ChunkKind.DATA, ChunkKind.NODE))
+        if data is None or nodes is None:
+            return None
+        return Parcel(data[0], *nodes, notes())
+
+    def _publish(self, notes: Callable[[], Sequence[VersionNote]]) -> None:
+        self._writers[ChunkKind.DATA].close()
+        self._writers[ChunkKind.NODE].close(notes())
+        for writer in self._writers.values():  # both are on their way: they wait for the disk together
+            self._packs += writer.finish()
+
     def _records(self, tables: Tables, more: Callable[[Tables], Sequence[Record] | None]) -> Sequence[Record]:
         self._refused = True  # until it is known that there is something to commit
-        extra = more(tables)
+        parcel = self._parcel
+        packs = self._packs if parcel is None else parcel.packs
+        if parcel is not None and _is_lost(tables, parcel):
+            raise _CrowdedError  # damage is healed by packs that are there, also if nothing else is to be done
+        try:
+            extra = more(tables)
+        except QuotaExceededError:
+            if parcel is not None and parcel.shared:
+                raise _CrowdedError from None  # it is another's bytes that there is no room for, perhaps
+            raise
         if extra is None:
             # It is all there already. But what was damaged has been stored again, and heals what is there.
             if not any(tables.get(LOST, digest) is not None for pack in self._packs for digest in pack.content.digests):
@@ -231,14 +305,14 @@ class Writer:
         if broken or condemned:
             raise _Broken(broken, condemned)
         self._refused = False
-        idle = tuple(sorted(digest for digest in self._idle & self._own if _is_idle_node(tables, digest)))
-        return (*((Drop(idle),) if idle else ()), *self._packs, *self._nodes.values(), *extra)
+        idle = tuple(sorted(d for d in self._idle & self._own if _is_idle_node(tables, d, tables.get(CHUNK, d))))
+        return (*((Drop(idle),) if idle else ()), *packs, *self._nodes.values(), *extra)
 
     def _broken_claims(self, tables: Tables) -> set[bytes]:
         """Claims that no longer hold: looks only at what changed, if that is known."""
-        head = head_of(tables).seq
-        dropped = self.engine.dropped_between(self._checked, head) if head > self._checked else set()
-        suspects = self._claims if dropped is None else self._claims & dropped
+        dropped = self._dropped_since(tables)
+        # What a draft shares with its base was not looked up when it was claimed.
+        suspects = self._claims if dropped is None else (self._claims & dropped) | self._shared
         # What a draft shares with its base, unread, may be damaged: the new version lacks what the old one lacks.
         broken = {
             digest
@@ -250,6 +324,19 @@ class Writer:
             heard = dropped is None or any(tables.get(LOST, digest) is not None for digest in dropped)
             broken |= {root for root in self._lists if heard and not _is_sound(tables, root)}
         return broken
+
+    def _dropped_since(self, tables: Tables) -> set[bytes] | None:
+        """Digests given up since the session began, on the tables a commit is built on; None if that is not known."""
+        if not isinstance(tables, Overlay):
+            return None
+        dropped = self.engine.dropped_between(self._checked, head_of(tables).seq - 1)
+        if dropped is not None:
+            # Others that share the segment come first, and are not in the log yet.
+            for table in (CHUNK, NODE, LOST):
+                changes = tables.changes.get(table)
+                if changes:
+                    dropped |= {digest for digest, row in changes.items() if row is None or table == LOST}
+        return dropped
 
     def _forget(self, broken: _Broken) -> None:
         """Take back claims and packs that do not hold, so that their content is stored again."""
@@ -284,16 +371,22 @@ class Writer:
             self._hold.release()
 
 
-def _is_idle_node(tables: Tables, digest: bytes) -> bool:
+def _is_lost(tables: Tables, parcel: Parcel) -> bool:
+    """Whether anything of it is known to be damaged or erased."""
+    if not tables.count(LOST):
+        return False
+    return any(tables.get(LOST, digest) is not None for digest, _ in (*parcel.data, *parcel.nodes))
+
+
+def _is_idle_node(tables: Tables, digest: bytes, row: bytes | None) -> bool:
     """Whether a digest is indexed as a node, but without children: then its count is 0 and stays so."""
-    row = tables.get(CHUNK, digest)
     return row is not None and kind_of_row(row) is ChunkKind.NODE and tables.get(NODE, digest) is None
 
 
 def _is_data(tables: Tables, digest: bytes, *, clean: bool) -> bool:
     """Whether a digest may be relied on as a chunk of a file. ``clean``: nothing at all is damaged or erased."""
     row = tables.get(CHUNK, digest)
-    if row is None or (kind_of_row(row) is ChunkKind.NODE and tables.get(NODE, digest) is None):
+    if row is None or _is_idle_node(tables, digest, row):
         return False
     return clean or _is_sound(tables, digest)
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from typing import Protocol
 
 from casstore.errors import InvalidInputError
+from casstore.values import dataclass
 
 Buffer = bytes | bytearray | memoryview
 

@@ -17,7 +17,7 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from types import TracebackType
 from typing import Protocol, Self
@@ -28,6 +28,7 @@ from casstore.backend.memory import MemoryBackend
 from casstore.backend.osops import is_abandoned
 from casstore.config import Runtime, from_micros, process_id
 from casstore.errors import StoreBusyError
+from casstore.values import dataclass
 
 RECORD = "session-"
 POLL_SECONDS = 0.05

@@ -7,10 +7,9 @@ collection aborts it. Every step is one commit, so a writer that is killed has s
 
 from casstore.batch.finishing import FinishRequest, check_expected, destination, finish
 from casstore.batch.looking import BatchInfo, PartInfo, abort, get, pending
-from casstore.batch.upserting import LEASE, UpsertRequest, check_lease, upsert
+from casstore.batch.upserting import UpsertRequest, check_lease, upsert
 
 __all__ = [
-    "LEASE",
     "BatchInfo",
     "FinishRequest",
     "PartInfo",

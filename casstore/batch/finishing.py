@@ -6,7 +6,7 @@ import json
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 
 from casstore.artifact import Artifact
@@ -33,6 +33,7 @@ from casstore.policy import in_force
 from casstore.reading import Session
 from casstore.state import FINISHED
 from casstore.tree import Tree, write_entries
+from casstore.values import dataclass
 from casstore.view import parts_of
 from casstore.writer import ROUNDS, Writer
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from datetime import datetime
 
 from casstore import catalogue
@@ -17,6 +17,7 @@ from casstore.model import AbortParts, BatchRow, PartRow, PinRow, Record
 from casstore.names import CollectionName
 from casstore.overlay import Tables
 from casstore.state import ABORTED, FINISHED, OPEN, PIN, current_name, head_of
+from casstore.values import dataclass
 from casstore.view import batch_at, batches_called, collection_name, open_batches, parts_of
 
 PENDING = "PENDING"

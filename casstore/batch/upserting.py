@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from datetime import timedelta
 
 from casstore.artifact import Artifact
@@ -20,10 +19,9 @@ from casstore.pin import ID_BYTES, LONGEST, expiry, holder
 from casstore.policy import in_force
 from casstore.reading import Session
 from casstore.state import OPEN
+from casstore.values import dataclass
 from casstore.view import parts_of
 from casstore.writer import ROUNDS, Writer
-
-LEASE = timedelta(days=7)
 
 
 @dataclass(frozen=True, slots=True)

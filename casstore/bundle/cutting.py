@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 from typing import Protocol
 
@@ -16,6 +16,7 @@ from casstore.format.nodes import CHUNK_LIST, decode_node
 from casstore.model import Entry, EntryKind, Progress
 from casstore.state import NODE
 from casstore.tree import INLINE_CHUNKS, Builder, Tree, chunk_list, walk, write_entries
+from casstore.values import dataclass
 
 FRAMES = 64
 """frames whose chunks are looked up together"""
@@ -159,13 +160,13 @@ class _Cutter:
                 if digest in missing:
                     self.sink.put(digest, piece)
                 if builder is not None:
-                    builder.add_chunk(digest, len(piece))
+                    builder.add_chunks([(digest, len(piece))])
                     continue
                 chunks.append((digest, len(piece)))
                 if len(chunks) > INLINE_CHUNKS:
                     builder = Builder(CHUNK_LIST, self.node_bytes, self.sink.put_node)
                     for known, length in chunks:
-                        builder.add_chunk(known, length)
+                        builder.add_chunks([(known, length)])
         return _File(tuple(chunks), None) if builder is None else _File((), builder.finish().root)
 
     def _parts(self, entry: Entry) -> Iterator[list[bytes]]:

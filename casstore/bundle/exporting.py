@@ -5,7 +5,6 @@ from __future__ import annotations
 from array import array
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, nullcontext
-from dataclasses import dataclass
 from functools import partial
 from itertools import chain
 
@@ -36,6 +35,7 @@ from casstore.names import LATEST, check_texts, parse_reference
 from casstore.overlay import Tables
 from casstore.pack import Frame, encode_frame
 from casstore.state import aliases_of
+from casstore.values import dataclass
 
 FRAME_BYTES = 256 * 1024
 """plaintext a frame aims at; longer chunks have one each"""
@@ -253,7 +253,7 @@ class _Content:
         groups = [
             [(digest, fetched.get(digest)) for digest, _ in group] for group in _grouped(iter(window), FRAME_BYTES)
         ]
-        return iter(self.engine.executor().map(partial(encode_frame, self.engine.codec), groups))
+        return iter(self.engine.executor().map(partial(encode_frame, self.engine.plain_codec), groups))
 
 
 def _grouped(chunks: Iterator[tuple[bytes, int]], most: int) -> Iterator[list[tuple[bytes, int]]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 
@@ -26,6 +25,7 @@ from casstore.policy import in_force
 from casstore.reference import confine, scheme_of
 from casstore.state import alias_target, aliases_of
 from casstore.tree import Tree
+from casstore.values import dataclass
 from casstore.view import with_root
 from casstore.writer import Writer
 

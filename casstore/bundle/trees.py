@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from casstore.errors import ChunkMissingError, FormatError, PathConflictError
 from casstore.format.nodes import (
@@ -26,6 +26,7 @@ from casstore.model import Entry, EntryKind
 from casstore.names import check_path
 from casstore.reference.uri import check_uri
 from casstore.tree import INLINE_CHUNKS, MAX_LEVEL, is_cut
+from casstore.values import dataclass
 
 HINT = "get the bundle again from where it was made; this one was not written by casstore"
 LARGEST = 1 << 62

@@ -10,7 +10,6 @@ import contextlib
 import json
 import os
 import stat
-from dataclasses import dataclass
 
 from casstore.catalogue import Found
 from casstore.checkout.target import PART, Target, write_all
@@ -18,6 +17,7 @@ from casstore.config import home_directories
 from casstore.engine import Engine
 from casstore.errors import PathConflictError, RefusedError
 from casstore.sources import CHECKOUT_MARKER
+from casstore.values import dataclass
 
 MARKER_SCHEMA = "casstore-checkout/1"
 MARKER_BYTES = 64 * 1024

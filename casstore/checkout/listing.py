@@ -26,29 +26,30 @@ def trusted(found: Found, listing: Iterable[Entry]) -> Iterator[Entry]:
     leaves: set[str] = set()
     parent = ""
     for entry in listing:
+        path, kind, size = entry.path, entry.kind, entry.size
         problem = ""
         try:
-            if check_path(entry.path) != entry.path:
+            if check_path(path) != path:
                 problem = "is not in its normal form"
         except InvalidPathError:
             problem = "is no path a version can have"
         if not problem:
-            key = entry.path.encode()
-            above = entry.path.rpartition("/")[0]
+            key = path.encode()
+            above = path.rpartition("/")[0]
             if key <= before:
                 problem = "comes twice, or out of order"
-            elif above != parent and not leaves.isdisjoint(ancestors(entry.path)):
+            elif above != parent and not leaves.isdisjoint(ancestors(path)):
                 problem = "is below a file or link"
-            elif entry.kind is EntryKind.LINK and not _can_be_target(entry.target):
+            elif kind is EntryKind.LINK and not _can_be_target(entry.target):
                 problem = f"is a link to {entry.target!r:.100}"
-            elif entry.length < 0 or (entry.size is None and entry.kind is not EntryKind.REFERENCE):
-                problem = f"has the size {entry.size}"
+            elif kind is not EntryKind.REFERENCE if size is None else size < 0:
+                problem = f"has the size {size}"
             before, parent = key, above
         if problem:
             # The path itself may be what is wrong: no more of it than fits into a line.
-            raise named(IntegrityError(f"{entry.path!r:.200} {problem}"), found, None)
-        if entry.kind is not EntryKind.DIRECTORY:
-            leaves.add(entry.path)
+            raise named(IntegrityError(f"{path!r:.200} {problem}"), found, None)
+        if kind is not EntryKind.DIRECTORY:
+            leaves.add(path)
         yield entry
 
 

@@ -16,9 +16,10 @@ import os
 import re
 import shutil
 import stat
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import field
 
 from casstore.catalogue import Found
 from casstore.checkout.guards import (
@@ -38,6 +39,7 @@ from casstore.engine import Engine
 from casstore.errors import ConflictError, PathConflictError, RefusedError
 from casstore.model import Entry, EntryKind, Progress, no_progress
 from casstore.sources import CHECKOUT_MARKER, ancestors, source_path
+from casstore.values import dataclass
 
 OWN = 8
 """random bytes in the name of a temporary file"""
@@ -286,6 +288,7 @@ class Staged(Target):
         self._random_bytes = random_bytes
         self._beside: dict[str, str] = {}
         """path → name it has for now, in the directory it belongs in"""
+        self._choosing = threading.Lock()
 
     def _name(self) -> str:
         return f".{self._random_bytes(OWN).hex()}{PART}"
@@ -293,13 +296,14 @@ class Staged(Target):
     def _blocked(self, above: int, path: str, *, create: bool) -> int:
         if not create:
             return super()._blocked(above, path, create=create)
-        name = self._beside.get(path)
-        if name is None:
-            if any(parent in self._beside for parent in ancestors(path)):
-                raise _meanwhile(self, path)
-            name = self._name()
-            os.mkdir(name, dir_fd=above)
-            self._beside[path] = name
+        with self._choosing:  # all threads must take the same
+            name = self._beside.get(path)
+            if name is None:
+                if any(parent in self._beside for parent in ancestors(path)):
+                    raise _meanwhile(self, path)
+                name = self._name()
+                os.mkdir(name, dir_fd=above)
+                self._beside[path] = name
         return self.open_directory(name, above)
 
     def _occupied(self, temporary: str, path: str, directory: int) -> None:

@@ -9,11 +9,15 @@ import stat
 import threading
 import unicodedata
 from collections import OrderedDict, deque
+from collections.abc import Sequence
 from typing import BinaryIO, Self
 
+from casstore.digest import Buffer
 from casstore.errors import BackendError, CasstoreError, PathConflictError
 
 OPEN_DIRECTORIES = 64
+_BUFFERS = 512
+"""one system call takes 1024 at most"""
 PART = ".casstore-part"
 """how the names of temporary files end"""
 
@@ -23,19 +27,30 @@ _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _CREATE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
+class _Mine(threading.local):
+    """The directories a thread has open, the one it used last at the end."""
+
+    def __init__(self, everybody: list[OrderedDict[str, int]]) -> None:
+        self.open: OrderedDict[str, int] = OrderedDict()
+        everybody.append(self.open)
+
+
 class Target:
     """A directory and what is below it. The way to the root may lead through links, the way below it never does.
 
     The root is looked up once: whatever its path, or a parent of it, means later, it stays the same directory. Raises
     bare `OSError` (see `disk_error`), and `PathConflictError` where something else is in the place of a directory.
-    Not thread-safe. A context manager.
+    Threads may write at once, each goes down by descriptors of its own; `forget` and the end of it are for when none
+    does. A context manager.
     """
 
     def __init__(self, root: str, *, make: bool = True) -> None:
         """``make``: the root, if it is not there."""
         self.root = root
         self._make = make
-        self._open: OrderedDict[str, int] = OrderedDict()
+        self._open: list[OrderedDict[str, int]] = []
+        """what each thread has open"""
+        self._mine = _Mine(self._open)
 
     def __enter__(self) -> Self:
         try:
@@ -52,8 +67,9 @@ class Target:
 
     def forget(self) -> None:
         """Look directories up anew from now on."""
-        while self._open:
-            os.close(self._open.popitem()[1])
+        for directories in self._open:
+            while directories:
+                os.close(directories.popitem()[1])
 
     # --- looking
 
@@ -132,19 +148,21 @@ class Target:
     # --- going down
 
     def directory(self, path: str, *, create: bool = True) -> int:
-        """A descriptor of a directory below the root, opened one part at a time. Good until the next call."""
+        """A descriptor of a directory below the root, opened one part at a time. Good until the thread calls again."""
         if not path:
             return self.top
-        missing: deque[str] = deque()
-        above = path
-        while above and above not in self._open:
-            missing.appendleft(above)
-            above = above.rpartition("/")[0]
-        fd = self._open[above] if above else self.top
-        for directory in missing:
-            fd = self._enter(fd, directory, create=create)
-        self._open.move_to_end(path)
-        return fd
+        mine = self._mine.open
+        if path not in mine:
+            missing: deque[str] = deque()
+            above = path
+            while above and above not in mine:
+                missing.appendleft(above)
+                above = above.rpartition("/")[0]
+            fd = mine[above] if above else self.top
+            for directory in missing:
+                fd = self._enter(fd, directory, create=create)
+        mine.move_to_end(path)
+        return mine[path]
 
     def _enter(self, above: int, path: str, *, create: bool) -> int:
         """Open a directory inside an open one, the last part of its path."""
@@ -159,9 +177,10 @@ class Target:
             if error.errno not in {errno.ENOTDIR, errno.ELOOP}:
                 raise
             fd = self._blocked(above, path, create=create)
-        self._open[path] = fd
-        while len(self._open) > OPEN_DIRECTORIES:
-            _, old = self._open.popitem(last=False)
+        mine = self._mine.open
+        mine[path] = fd
+        while len(mine) > OPEN_DIRECTORIES:
+            _, old = mine.popitem(last=False)
             os.close(old)
         return fd
 
@@ -196,11 +215,24 @@ class Target:
         ) from None
 
 
-def write_all(fd: int, block: bytes) -> None:
+def write_all(fd: int, block: Buffer) -> None:
     """Write every byte."""
     view = memoryview(block)
     while view:
         view = view[os.write(fd, view) :]
+
+
+def write_at(fd: int, blocks: Sequence[Buffer], position: int) -> None:
+    """Write every byte of some buffers, one after another from a position on."""
+    for first in range(0, len(blocks), _BUFFERS):
+        views = [memoryview(block) for block in blocks[first : first + _BUFFERS]]
+        while views:
+            done = os.pwritev(fd, views, position)
+            position += done
+            while views and done >= len(views[0]):
+                done -= len(views.pop(0))
+            if views:
+                views[0] = views[0][done:]
 
 
 def disk_error(error: OSError) -> CasstoreError:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
 from typing import BinaryIO, Self
 
 from casstore.catalogue import Found
@@ -30,6 +30,7 @@ from casstore.errors import (
 from casstore.model import Entry, EntryKind, Progress, no_progress
 from casstore.reference import check
 from casstore.sources import CHECKOUT_MARKER, ancestors, source_path
+from casstore.values import dataclass
 
 BLOCK = 1024 * 1024
 

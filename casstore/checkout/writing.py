@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
+import threading
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import field
+from functools import partial
 
 from casstore.catalogue import Found
+from casstore.checkout.crew import Crew
 from casstore.checkout.guards import refuse_inside, refuse_store
 from casstore.checkout.listing import trusted, twins
-from casstore.checkout.target import PART, Target, disk_error, write_all
+from casstore.checkout.target import PART, Target, disk_error, write_all, write_at
+from casstore.chunks import Views
 from casstore.contents import Failures, Piece, below, named, pieces, reference_access, windows
+from casstore.digest import Buffer
 from casstore.engine import Engine
 from casstore.errors import (
     AlreadyExistsError,
@@ -23,12 +29,17 @@ from casstore.errors import (
     ReferenceChangedError,
     ReferenceMissingError,
 )
+from casstore.filebatch import NewFile, write_new
 from casstore.model import Entry, EntryKind, Progress, no_progress
 from casstore.reference import fetch
 from casstore.sources import glob_regex, source_path
+from casstore.values import dataclass
 
-BATCH_BYTES = 32 * 1024 * 1024
-BATCH_FILES = 2048
+BATCH_BYTES = 8 * 1024 * 1024
+"""written by one worker at a time, and held in memory; of a larger file half of it"""
+BATCH_FILES = 256
+TOGETHER = 64
+"""files written by one call: no worker stops in between"""
 OVERWRITE = ("replace", "keep", "error")
 SHOWN = 5
 _INVALID = (ReferenceMissingError, ReferenceChangedError, InvalidInputError)
@@ -136,6 +147,10 @@ def _without_existing(target: Target, wanted: list[Entry], overwrite: str, repor
     return [entry for entry in wanted if entry.path not in there]
 
 
+_Content = tuple[Entry, list[bytes]]
+"""a file and the digests of its chunks"""
+
+
 class Writing:
     """Entries being written below a target: what came of it so far. Sizes in bytes."""
 
@@ -153,11 +168,21 @@ class Writing:
         self.linked = 0
         self.unfetched: list[tuple[str, CasstoreError]] = []
         """references that could not be had, and why"""
+        self._counting = threading.Lock()
+        self._token = engine.runtime.random_bytes(8).hex()
+        self._numbers = itertools.count()
 
     def run(self, wanted: Iterable[Entry]) -> None:
         """Write entries; what is damaged goes to ``failures``. Raises bare `OSError`, `PathConflictError`."""
         links: list[Entry] = []
         references: list[Entry] = []
+        self._files(self._batches(wanted, links, references))
+        self._references(references)
+        for entry in links:  # last, so that no file is ever written through one
+            self._link(entry)
+
+    def _batches(self, wanted: Iterable[Entry], links: list[Entry], references: list[Entry]) -> Iterator[list[Entry]]:
+        """Files that are written together, a large one alone; makes directories, and collects all others."""
         batch: list[Entry] = []
         size = 0
         for entry in wanted:
@@ -168,47 +193,134 @@ class Writing:
             elif entry.kind is EntryKind.REFERENCE:
                 references.append(entry)
             elif entry.length > BATCH_BYTES:
-                self._large(entry)
+                yield [entry]
             else:
                 batch.append(entry)
                 size += entry.length
                 if size >= BATCH_BYTES or len(batch) >= BATCH_FILES:
-                    self._small(batch)
+                    yield batch
                     batch, size = [], 0
         if batch:
-            self._small(batch)
-        self._references(references)
-        for entry in links:  # last, so that no file is ever written through one
-            self._link(entry)
+            yield batch
 
-    def _small(self, batch: list[Entry]) -> None:
-        """Fetch the chunks of many files at once, then write each file."""
-        lists: list[tuple[Entry, list[Piece]]] = []
+    def _files(self, batches: Iterator[list[Entry]]) -> None:
+        """Write batches, by all worker threads if there are several."""
+        engine = self.engine
+        following = next(batches, None)
+        with Crew[Failures](engine.executor, engine.settings.workers) as crew:
+            while following is not None:
+                batch, following = following, next(batches, None)
+                if batch[0].length > BATCH_BYTES:
+                    self._note(crew.rest())
+                    self._large(batch[0])
+                elif following is None and crew.idle:
+                    self._note([self._small(batch, None)])
+                else:
+                    self._note(crew.give(partial(self._small, batch, crew)))
+            self._note(crew.rest())
+
+    def _note(self, results: Iterable[Failures]) -> None:
+        for failures in results:
+            self.failures.extend(failures)
+            self.progress("write", self.bytes, self.total)
+
+    def _small(self, batch: list[Entry], crew: Crew[Failures] | None) -> Failures:
+        """Fetch the chunks of many files at once, then write each file; returns what is damaged.
+
+        One of a ``crew`` does it alone; without, all worker threads help to fetch.
+        """
+        failures: Failures = []
+        lists: list[_Content] = []
         for entry in batch:
             try:
-                lists.append((entry, list(pieces(self.engine, entry))))
+                # Most lists are in the entry itself.
+                parts = entry.chunks if entry.tree is None else [piece[1:] for piece in pieces(self.engine, entry)]
             except (IntegrityError, FormatError) as error:
-                self._fail(entry, error)
-        fetched = self.engine.reader.fetch(digest for _, parts in lists for _, digest, _ in parts)
-        for entry, parts in lists:
+                failures.append(self._failure(entry, error))
+            else:
+                lists.append((entry, [digest for digest, _ in parts]))
+        wanted = [digest for _, digests in lists for digest in digests]
+        fetched = self.engine.reader.fetch_views(wanted, spread=crew is None)
+        at = 0
+        while at < len(lists) and not (crew is not None and crew.closed):
+            group = lists[at : at + TOGETHER]
+            done = self._together(group, fetched)
+            at += done
+            if done < len(group):
+                entry, digests = group[done]
+                try:
+                    self._write(entry, [fetched.get(digest) for digest in digests])
+                except IntegrityError as error:
+                    failures.append(self._failure(entry, error))
+                at += 1
+        return failures
+
+    def _together(self, group: list[_Content], fetched: Views) -> int:
+        """Write files in one call; how many, till the first with which something is the matter.
+
+        Nothing is left of that one: it is for `_write`, and its errors.
+        """
+        plain: list[NewFile] = []
+        sizes: list[int] = []
+        found = fetched.found
+        for entry, digests in group:
             try:
-                self._write(entry, (fetched.get(digest) for _, digest, _ in parts))
-            except IntegrityError as error:
-                self._fail(entry, error)
-        self.progress("write", self.bytes, self.total)
+                blocks = tuple([found[digest] for digest in digests])
+            except KeyError:
+                break
+            size = sum(map(len, blocks))
+            if size != entry.size:
+                break
+            plain.append((entry.path, -1 if entry.mode is None else entry.mode & 0o777, blocks))
+            sizes.append(size)
+        done = write_new(self.target.top, f".{self._token}{next(self._numbers):x}-", PART, plain)
+        self._count(sum(sizes[:done]), done)
+        return done
 
     def _large(self, entry: Entry) -> None:
-        def blocks() -> Iterator[bytes]:
-            for group in windows(pieces(self.engine, entry), BATCH_BYTES // 2):
-                fetched = self.engine.reader.fetch(digest for _, digest, _ in group)
-                for _, digest, _ in group:
-                    yield fetched.get(digest)
-                self.progress("write", self.bytes + group[-1][0], self.total)
-
+        """Write a file by all worker threads, each a window of it at its place."""
+        directory = self.target.directory(entry.path.rpartition("/")[0])
+        temporary = self._temporary()
+        fd = self.target.create(temporary, directory)
         try:
-            self._write(entry, blocks())
+            try:
+                done = self._windows(fd, entry)
+                self._finish(fd, entry, done)
+            finally:
+                os.close(fd)
+            self.target.publish(temporary, entry.path, directory)
         except (IntegrityError, FormatError) as error:
-            self._fail(entry, error)
+            _drop(temporary, directory)
+            self.failures.append(self._failure(entry, error))
+            return
+        except BaseException:
+            _drop(temporary, directory)
+            raise
+        self._count(done)
+        self.progress("write", self.bytes, self.total)
+
+    def _windows(self, fd: int, entry: Entry) -> int:
+        """Write all of a file; returns how many bytes. No thread does anything with ``fd`` any more then."""
+        engine = self.engine
+        position = done = 0
+        with Crew[int](engine.executor, engine.settings.workers) as crew:
+            for group in windows(pieces(engine, entry), BATCH_BYTES // 2):
+                done += sum(crew.give(partial(self._window, fd, position, group)))
+                position += sum(length for _, _, length in group)
+                self.progress("write", self.bytes + done, self.total)
+            return done + sum(crew.rest())
+
+    def _window(self, fd: int, position: int, group: list[Piece]) -> int:
+        """Write some chunks of a file; returns how many bytes."""
+        fetched = self.engine.reader.fetch_views([digest for _, digest, _ in group], spread=False)
+        blocks: list[Buffer] = []
+        for _, digest, length in group:
+            block = fetched.get(digest)
+            if len(block) != length:  # what follows would stand in the wrong place
+                raise IntegrityError(f"chunk {digest.hex()} has {len(block)} bytes, not {length}", digest=digest.hex())
+            blocks.append(block)
+        write_at(fd, blocks, position)
+        return sum(map(len, blocks))
 
     def _references(self, wanted: list[Entry]) -> None:
         access = reference_access(self.engine) if wanted else None
@@ -240,9 +352,9 @@ class Writing:
         return [path for path, _ in self.unfetched]
 
     def _temporary(self) -> str:
-        return f".{self.engine.runtime.random_bytes(8).hex()}{PART}"
+        return f".{self._token}{next(self._numbers):x}{PART}"
 
-    def _write(self, entry: Entry, blocks: Iterable[bytes]) -> None:
+    def _write(self, entry: Entry, blocks: Iterable[Buffer]) -> None:
         directory = self.target.directory(entry.path.rpartition("/")[0])
         temporary = self._temporary()
         fd = self.target.create(temporary, directory)
@@ -252,18 +364,27 @@ class Writing:
                 for block in blocks:
                     size += len(block)
                     write_all(fd, block)
-                if entry.size not in {None, size}:
-                    raise IntegrityError(f"{entry.path!r} has {size} bytes, not {entry.size}")
-                if entry.mode is not None:
-                    os.fchmod(fd, entry.mode & 0o777)
+                self._finish(fd, entry, size)
             finally:
                 os.close(fd)
             self.target.publish(temporary, entry.path, directory)
         except BaseException:
             _drop(temporary, directory)
             raise
-        self.files += 1
-        self.bytes += size
+        self._count(size)
+
+    @staticmethod
+    def _finish(fd: int, entry: Entry, size: int) -> None:
+        """Check what was written, so many bytes, and give it the mode it is to have."""
+        if entry.size not in {None, size}:
+            raise IntegrityError(f"{entry.path!r} has {size} bytes, not {entry.size}")
+        if entry.mode is not None:
+            os.fchmod(fd, entry.mode & 0o777)
+
+    def _count(self, size: int, files: int = 1) -> None:
+        with self._counting:
+            self.files += files
+            self.bytes += size
 
     def _link(self, entry: Entry) -> None:
         directory = self.target.directory(entry.path.rpartition("/")[0])
@@ -276,9 +397,9 @@ class Writing:
             raise
         self.linked += 1
 
-    def _fail(self, entry: Entry, error: IntegrityError | FormatError) -> None:
+    def _failure(self, entry: Entry, error: IntegrityError | FormatError) -> tuple[str, IntegrityError]:
         damage = error if isinstance(error, IntegrityError) else IntegrityError(error.message)
-        self.failures.append((entry.path, named(damage, self.found, entry.path)))
+        return entry.path, named(damage, self.found, entry.path)
 
     def raise_failures(self, *, allow_missing_references: bool) -> None:
         """Say what could not be written: damage first, then references that others than `_INVALID` kept from us."""

@@ -1,41 +1,54 @@
 """The command line: a door to the public API without logic of its own.
 
 `main` is the entry point. Here every error becomes a line on stderr and an exit code (docs/cli.md); the commands are in
-the modules beside this one, one per group. Modules of casstore and rich are imported inside the commands, so that
-``casstore --version`` and ``--help`` start at once.
+the modules beside this one, one per group, imported when they are asked for. Modules of casstore and rich are imported
+inside the commands, so that every one starts at once.
 """
 
 from __future__ import annotations
 
 import errno
+import gc
 import json
+import keyword
 import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from importlib import import_module
 from typing import Any, TextIO
 
 import click
 
 from casstore import __version__
-from casstore.cli.bundle import cp, export, import_
 from casstore.cli.command import BROKEN_PIPE, INTERRUPTED, Group, Session
-from casstore.cli.content import cat, checkout, files, get, init, put
-from casstore.cli.deletion import protect, purge_content, quota, unprotect
-from casstore.cli.explaining import doctor, preview, status, why
-from casstore.cli.labels import alias, tag, update
-from casstore.cli.lineage import lineage, run, uses
-from casstore.cli.links import collection, link, rename, unlink
-from casstore.cli.listing import diff, du, log, ls, show
 from casstore.cli.output import escape
-from casstore.cli.pending import finish, pending, upsert
-from casstore.cli.pins import pin
-from casstore.cli.removal import rm, trash
-from casstore.cli.retention import expire, retain, ttl
-from casstore.cli.upkeep import ballast, checkpoint, fsck, gc, index, policy, verify
 from casstore.errors import BackendError, CasstoreError
 
 __all__ = ["main"]
+
+
+_COMMANDS = {
+    "bench": ("bench",),
+    "bundle": ("cp", "export", "import"),
+    "content": ("cat", "checkout", "files", "get", "init", "put"),
+    "deletion": ("protect", "purge-content", "quota", "unprotect"),
+    "explaining": ("doctor", "preview", "status", "why"),
+    "labels": ("alias", "tag", "update"),
+    "lineage": ("lineage", "run", "uses"),
+    "links": ("collection", "link", "rename", "unlink"),
+    "listing": ("diff", "du", "log", "ls", "show"),
+    "pending": ("finish", "pending", "upsert"),
+    "pins": ("pin",),
+    "removal": ("rm", "trash"),
+    "retention": ("expire", "retain", "ttl"),
+    "upkeep": ("ballast", "checkpoint", "fsck", "gc", "index", "policy", "verify"),
+}
+HOMES = {name: module for module, names in _COMMANDS.items() for name in names}
+"""command → the module beside this one that has it"""
+_M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
+GARBAGE = 20_000
+"""objects that are made before cycles are looked for: what is imported makes some ten thousand, and no garbage"""
 
 
 class _Stopped(Exception):
@@ -47,7 +60,21 @@ class _Stopped(Exception):
 
 
 class Root(Group):
-    """The ``casstore`` command: the one place where errors become exit codes."""
+    """The ``casstore`` command: the one place where errors become exit codes. Commands are imported when asked for."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        """Every command, by name."""
+        return sorted(HOMES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        """The command of a name, imported now."""
+        home = HOMES.get(cmd_name)
+        if home is None:
+            return None
+        attribute = f"{cmd_name}_" if keyword.iskeyword(cmd_name) else cmd_name.replace("-", "_")
+        found = getattr(import_module(f"{__name__}.{home}"), attribute)
+        assert isinstance(found, click.Command)
+        return found
 
     def invoke(self, ctx: click.Context) -> Any:
         """Run the command, and write out what it said while errors of that can still be told."""
@@ -72,6 +99,9 @@ class Root(Group):
         **extra: Any,
     ) -> Any:
         """Run with some arguments (default: the process's) and exit, or return the exit code."""
+        if args is None:  # a process of its own, and a short one
+            gc.set_threshold(GARBAGE)
+            _return_large_blocks()
         arguments = list(sys.argv[1:] if args is None else args)
         for stream in (sys.stdout, sys.stderr):
             _print_anything(stream)
@@ -103,9 +133,24 @@ class Root(Group):
             code = _complain(session, BackendError.code, said, "", BackendError.exit_code)
         if code:
             _drop_output()
+        if args is None:
+            gc.freeze()  # or the interpreter looks through all of it before it ends
         if standalone_mode:
             sys.exit(code)
         return code
+
+
+def _return_large_blocks() -> None:
+    """Make the C library give freed blocks of 1 MiB and more back to the system at once (`mallopt`, glibc only).
+
+    By itself it stops doing so after it freed the first one; the holes that leaves are a third of a put's peak memory.
+    """
+    with suppress(ImportError, OSError, AttributeError):
+        import ctypes  # noqa: PLC0415 - not every Python has it
+
+        library = ctypes.CDLL(None)
+        library.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
+        library.mallopt(_M_TRIM_THRESHOLD, 16 << 20)  # which the first would have follow it down, to 128 KiB
 
 
 def _complain(session: Session, code: str, message: str, hint: str, exit_code: int) -> int:
@@ -148,16 +193,3 @@ def main() -> None:
 
     References are [[entity/]project/]collection[:vN|alias|digest]; without a selector, latest.
     """
-
-
-for command in (
-    *(init, put, get, checkout, ls, show, files, cat, diff, rm, trash),
-    *(gc, ballast, verify, fsck, alias, tag, update, log, du, index, checkpoint, policy),
-    *(protect, unprotect, quota, purge_content),
-    *(export, import_, cp),
-    *(link, unlink, rename, collection),
-    *(preview, why, status, doctor, ttl, expire, retain),
-    *(pin, upsert, finish, pending),
-    *(run, uses, lineage),
-):
-    main.add_command(command)

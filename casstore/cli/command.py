@@ -9,13 +9,13 @@ import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from casstore.cli.output import escape, progress_bars
 from casstore.errors import ConfirmationRequired, InvalidInputError, ReadOnlyError
+from casstore.values import dataclass
 
 if TYPE_CHECKING:
     from casstore.model import Progress

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING
 import click
 
 from casstore.cli.command import Command, Session
-from casstore.cli.upkeep import report_verification
 from casstore.cli.values import Size, TimeToLive, parse_metadata, parse_ttl
 from casstore.errors import EntryNotFoundError, InvalidInputError
 
@@ -240,6 +239,8 @@ def get(
     with session.store() as store:
         version = store.get(ref)
         if verify_only:
+            from casstore.cli.upkeep import report_verification
+
             report_verification(session, version, os.path.join("artifacts", version.name) if root is None else root)
             return
         with session.progress() as progress:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
@@ -12,14 +12,18 @@ import click
 from casstore.cli.command import Command, Session
 from casstore.cli.output import human, pairs
 from casstore.cli.values import parse_size
-from casstore.errors import IntegrityError, InvalidInputError
+from casstore.errors import ConfirmationRequired, IntegrityError, InvalidInputError
+from casstore.values import dataclass
 
 if TYPE_CHECKING:
     from casstore.erasure import Erasure
     from casstore.quota import Forecast, Quota
+    from casstore.store import Store
 
 SHOWN = 20
 """skipped versions that are named on the terminal"""
+WASTE = 0.03
+"""share of the store that `rm --collect` leaves as garbage: less is not worth the copying"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,10 +60,7 @@ def remove_where(
             delete_links=allowed.delete_links,
             if_in_use=allowed.if_in_use,
         )
-        for ref, why in plan.skipped[:SHOWN]:
-            session.note(f"{ref} stays: it {why}")
-        if len(plan.skipped) > SHOWN:
-            session.note(f"and {len(plan.skipped) - SHOWN} more stay")
+        _say_skipped(session, plan.skipped)
         done = plan.foreseen
         if not dry_run and plan.refs:
             if not yes:
@@ -71,6 +72,89 @@ def remove_where(
         session.note(f"{many}; purging all that frees {human(done.exclusive_bytes)}")
 
 
+def remove_for_good(
+    session: Session,
+    text: str | None,
+    names: tuple[str, ...],
+    allowed: Allowances,
+    *,
+    collect: bool,
+    dry_run: bool,
+    confirm: str | None,
+    reason: str,
+) -> None:
+    """``rm --permanent``: one plan, one question, one commit that trashes and purges; and the collection of it."""
+    from casstore.selection import parse_where
+
+    if text is not None and len(names) > 1:
+        raise InvalidInputError("--where takes one COLLECTION, or none for all of them")
+    with session.store() as store:
+        if collect:
+            store.check_gc()
+        plan = store.plan_delete(
+            names if text is None else parse_where(text),
+            allowed.delete_aliases,
+            reason,
+            collection=None if text is None else next(iter(names), None),
+            delete_links=allowed.delete_links,
+            if_in_use=allowed.if_in_use,
+            permanent=True,
+        )
+        _say_skipped(session, plan.skipped)
+        done, freed = plan.foreseen, None
+        going = (*done.refs, *done.unlinked)
+        if going and not dry_run:
+            _confirm_purge(session, going, confirm)
+            done = plan.apply()
+        if collect and not dry_run:
+            freed = _collect(session, store)
+        values = {"dry_run": dry_run, **done.to_dict(), "freed_bytes": freed}
+        session.data("rm-permanent", values, lambda: (*done.refs, *done.unlinked))
+        if done.cancelled_uses:
+            session.note(f"uses were cancelled of {', '.join(done.cancelled_uses)}")
+        if freed is None:
+            session.note(f"{human(done.exclusive_bytes)} {'would be' if dry_run else 'are'} for gc to free")
+
+
+def _confirm_purge(session: Session, going: Sequence[str], confirm: str | None) -> None:
+    """Have the collection named, or the one version. Raises `ConfirmationRequired`, `InvalidInputError`."""
+    from casstore.names import parse_reference
+
+    names = {parse_reference(ref).collection for ref in going}
+    if len(names) > 1:
+        raise InvalidInputError(
+            f"these are versions of {len(names)} collections; nothing was changed",
+            hint="--permanent takes one at a time",
+        )
+    name = names.pop()
+    expected = (name.short, str(name), *(going if len(going) == 1 else ()))
+    hint = f"--confirm {name.short}"
+    if confirm is None:
+        what = going[0] if len(going) == 1 else f"{len(going)} versions of {name.short}"
+        session.ask(f"Type {name.short} to purge {what} for good:", expected, hint)
+    elif confirm not in expected:
+        raise ConfirmationRequired(f"{confirm!r} is not {name.short!r}; nothing was changed", hint=hint)
+
+
+def _say_skipped(session: Session, skipped: Sequence[tuple[str, str]]) -> None:
+    for ref, why in skipped[:SHOWN]:
+        session.note(f"{ref} stays: it {why}")
+    if len(skipped) > SHOWN:
+        session.note(f"and {len(skipped) - SHOWN} more stay")
+
+
+def _collect(session: Session, store: Store) -> int:
+    """Free what was purged, now; returns by how many bytes the store got smaller."""
+    with session.progress() as progress:
+        report = store.gc(grace=0, store_waste=WASTE, progress=progress)
+    for remark in (*report.notes, *report.errors):
+        session.note(remark)
+    session.note(f"freed {human(report.freed_bytes)}")
+    if report.errors:
+        raise IntegrityError(f"{len(report.errors)} problems were found", hint="casstore fsck --read-data")
+    return report.freed_bytes
+
+
 def remove_collection(
     session: Session,
     name: str,
@@ -78,11 +162,14 @@ def remove_collection(
     allowed: Allowances,
     *,
     permanent: bool,
+    collect: bool,
     dry_run: bool,
     reason: str,
 ) -> None:
     """``rm --collection``: as one unit; the name is asked for."""
     with session.store() as store:
+        if collect:
+            store.check_gc()
         collection = store.collection(name)
         if not dry_run and confirm is None:
             fate = "purge it for good" if permanent else "move it to the trash"
@@ -98,9 +185,10 @@ def remove_collection(
             permanent=permanent,
             dry_run=dry_run,
         )
+        freed = _collect(session, store) if collect and not dry_run else None
         session.data(
             "rm-collection",
-            {"dry_run": dry_run, **done.to_dict()},
+            {"dry_run": dry_run, **done.to_dict(), "freed_bytes": freed},
             lambda: pairs(
                 [
                     ("collection", done.ref),

@@ -25,14 +25,21 @@ if TYPE_CHECKING:
     cls=Command,
     exits={
         10: "no such version or collection",
-        13: "with --where: the store changed between the question and the answer",
-        14: "not confirmed, protected, or aliases, links or uses are in the way; nothing was changed",
+        13: "the store changed between the question and the answer",
+        14: (
+            "not confirmed, protected, or aliases, links or uses are in the way; with --collect: collection is "
+            "switched off; nothing was changed"
+        ),
+        20: "with --collect: damage was found; what needs it was kept",
     },
 )
 @click.argument("refs", metavar="[REF...]", nargs=-1)
 @click.option("--where", metavar="EXPR", help="All versions that match; REF is a collection then, or left out.")
 @click.option("--collection", metavar="NAME", help="A whole collection, as one unit.")
-@click.option("--permanent", is_flag=True, help="Of a collection: purge it at once, instead of when its days are over.")
+@click.option("--permanent", is_flag=True, help="Purge it at once: not to the trash, from where it could be restored.")
+@click.option(
+    "--collect", is_flag=True, help="With --permanent: free the bytes at once, too, so that nothing undoes it."
+)
 @click.option("--delete-aliases", is_flag=True, help="Also versions that have aliases other than latest.")
 @click.option("--delete-links", is_flag=True, help="Also versions that are linked; their links are hidden with them.")
 @click.option(
@@ -47,7 +54,7 @@ if TYPE_CHECKING:
 @click.option(
     "--confirm",
     metavar="NAME[:vN]",
-    help="The name of the collection, once more; its aliases may go then. Or of the one version, instead of --yes.",
+    help="The name of the collection, once more; with --collection, its aliases may go then. Or of the one version.",
 )
 @click.option("--reason", metavar="TEXT", default="", help="Why, for the record.")
 @click.pass_obj
@@ -59,6 +66,7 @@ def rm(
     where: str | None,
     collection: str | None,
     permanent: bool,
+    collect: bool,
     delete_aliases: bool,
     delete_links: bool,
     if_in_use: str,
@@ -68,20 +76,25 @@ def rm(
     reason: str,
 ) -> None:
     """Move versions to the trash, from where they can be restored. Asks first; see --yes and --confirm."""
-    from casstore.cli.deletion import Allowances, remove_collection, remove_where
+    from casstore.cli.deletion import Allowances, remove_collection, remove_for_good, remove_where
 
     if (where is not None) + (collection is not None) + bool(refs and where is None) != 1:
         raise InvalidInputError("say what: REF..., or --where EXPR [COLLECTION], or --collection NAME")
-    if confirm is not None and collection is None and (where is not None or len(refs) != 1):
-        raise InvalidInputError("--confirm goes with --collection, or one REF", hint="--yes")
-    if permanent and collection is None:
-        raise InvalidInputError("--permanent goes with --collection", hint="casstore rm, then casstore trash purge")
+    if confirm is not None and collection is None and not permanent and (where is not None or len(refs) != 1):
+        raise InvalidInputError("--confirm goes with --collection, --permanent, or one REF", hint="--yes")
+    if collect and not permanent:
+        raise InvalidInputError("--collect goes with --permanent: what is in the trash keeps its bytes")
     allowed = Allowances(delete_aliases, delete_links, if_in_use)
+    if permanent and collection is None:
+        remove_for_good(session, where, refs, allowed, collect=collect, dry_run=dry_run, confirm=confirm, reason=reason)
+        return
     if where is not None:
         remove_where(session, where, refs, allowed, dry_run=dry_run, yes=yes, reason=reason)
         return
     if collection is not None:
-        remove_collection(session, collection, confirm, allowed, permanent=permanent, dry_run=dry_run, reason=reason)
+        remove_collection(
+            session, collection, confirm, allowed, permanent=permanent, collect=collect, dry_run=dry_run, reason=reason
+        )
         return
     with session.store() as store:
         # References are resolved before the first change: `latest` moves when a version goes.

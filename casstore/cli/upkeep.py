@@ -40,8 +40,10 @@ def gc() -> None:
 @click.option("--explain", is_flag=True, help="Also what happens to each pack, and why, and what keeps most.")
 @click.option("--grace", type=Duration(), help="Time from the end of a pack to its deletion. Default: the policy's.")
 @click.option("--offline", is_flag=True, help="Have the store alone, and compact it fully: no thresholds, no waiting.")
+@click.option("--optimize", is_flag=True, help="Also compress what resembles each other together. Takes CPU time.")
 @click.option("--incremental", is_flag=True, help="Skip the full check of the counts.")
 @click.option("--max-waste", metavar="F", type=float, help="Share of a pack that may be garbage, 0 to 1.")
+@click.option("--store-waste", metavar="F", type=float, help="Repack until at most this share of the store is garbage.")
 @click.option("--orphan-age", type=Duration(), help="Age of an unknown pack before it is garbage. Default: 48h.")
 @click.option("--max-bytes", type=Size(), help="Stop after so many bytes.")
 @click.option("--max-seconds", metavar="N", type=Duration(bare=True), help="Stop after N seconds.")
@@ -55,8 +57,10 @@ def gc_run(
     explain: bool,
     grace: timedelta | None,
     offline: bool,
+    optimize: bool,
     incremental: bool,
     max_waste: float | None,
+    store_waste: float | None,
     orphan_age: timedelta | None,
     max_bytes: int | None,
     max_seconds: timedelta | None,
@@ -75,8 +79,10 @@ def gc_run(
                 dry_run,
                 grace=grace,
                 offline=offline,
+                optimize=optimize,
                 incremental=incremental,
                 max_waste=max_waste,
+                store_waste=store_waste,
                 orphan_age=orphan_age,
                 max_bytes=max_bytes,
                 max_seconds=None if max_seconds is None else max_seconds.total_seconds(),
@@ -145,6 +151,12 @@ def ballast(session: Session, /, *, size: int | None) -> None:
         session.data("ballast", {"bytes": kept}, lambda: [human(kept)])
 
 
+def _optimized(report: GCReport) -> str:
+    if report.dry_run:
+        return f"{human(report.examined_bytes)} to look at"
+    return f"{report.optimized_packs} packs, {human(report.optimized_saved_bytes)} less"
+
+
 def _collection_lines(report: GCReport, keepers: list[Keeper], *, explain: bool) -> list[str]:
     until = "" if report.pending_until is None else f" until {report.pending_until:%Y-%m-%d %H:%M:%S}"
     lines = [
@@ -154,6 +166,7 @@ def _collection_lines(report: GCReport, keepers: list[Keeper], *, explain: bool)
         ("packs deleted", f"{report.reclaimed_packs} ({human(report.reclaimed_bytes)})"),
         ("packs condemned", report.condemned_packs),
         ("copied", human(report.repacked_bytes)),
+        *((("optimized", _optimized(report)),) if report.examined_bytes else ()),
         ("pending", f"{human(report.pending_bytes)}{until}"),
         ("purged", ", ".join(report.purged) or 0),
         ("aborted", ", ".join(report.aborted_batches) or 0),

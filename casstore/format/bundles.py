@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import IntEnum
 
 import msgspec
@@ -22,6 +21,7 @@ from casstore.config import ChunkerParams, StoreConfig
 from casstore.digest import ALGORITHMS, Buffer, digest_size
 from casstore.errors import FormatError, IntegrityError, InvalidInputError, UnsupportedFormatError
 from casstore.format.guard import guard, is_sound, unguard
+from casstore.values import dataclass
 
 BUNDLE_MAGIC = b"CASBNDL1"
 HEADER_MAGIC = b"CASBHDR1"

@@ -7,13 +7,13 @@ another version replays instead, so the rows are not part of the format.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 
 import msgspec
 
 from casstore.errors import FormatError
 from casstore.format.guard import guard, unguard
 from casstore.format.rows import VIEW_VERSION
+from casstore.values import dataclass
 
 MANIFEST_MAGIC = b"CASCKPT1"
 PART_MAGIC = b"CASCKPR1"

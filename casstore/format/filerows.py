@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 import struct
-from dataclasses import dataclass
-from typing import Self
+from functools import lru_cache
+from typing import NamedTuple, Self
 
 from casstore.digest import checksum64, seal
 
@@ -15,13 +15,17 @@ FILES = "files"
 _SEAL = struct.Struct("<Q")
 _HEAD = struct.Struct("<I16sBH")
 """day of the last use; mark of the stamp; bytes of a digest, number of chunks"""
+_FIRST = _SEAL.size + _HEAD.size
 _LENGTH = struct.Struct("<I")
+_ONE = struct.Struct("<I16sBH32sI")
+"""a head, and the one chunk of a file"""
+_STAMP = struct.Struct("<qqqQQ")
+_KEY = struct.Struct(">QQ")
 _TREE = 0xFFFF
 """instead of the number of chunks: the root of a chunk list follows"""
 
 
-@dataclass(frozen=True, slots=True)
-class Stamp:
+class Stamp(NamedTuple):
     """What the file system says of a file, as far as it tells that the content is another. Times in ns."""
 
     size: int
@@ -38,11 +42,10 @@ class Stamp:
     @property
     def mark(self) -> bytes:
         """128 bits that another stamp does not have: only equality is ever asked, and a row is to be small."""
-        return seal(repr((self.size, self.mtime_ns, self.ctime_ns, self.inode, self.device)).encode())[:16]
+        return seal(_STAMP.pack(*self))[:16]
 
 
-@dataclass(frozen=True, slots=True)
-class FileRow:
+class FileRow(NamedTuple):
     """The content a file had while it had a stamp."""
 
     mark: bytes
@@ -56,11 +59,20 @@ class FileRow:
 def file_key(path: bytes) -> bytes:
     """Where the row of a path is; rows of one directory are neighbours. Two paths may have one key."""
     directory, _, name = path.rpartition(b"/")
-    return struct.pack(">QQ", checksum64(directory), checksum64(name))
+    return _KEY.pack(_of_directory(directory), checksum64(name))
+
+
+@lru_cache(maxsize=64)
+def _of_directory(path: bytes) -> int:
+    return checksum64(path)
 
 
 def encode_file(path: bytes, row: FileRow) -> bytes:
     """A row."""
+    chunks = row.chunks
+    if len(chunks) == 1 and len(chunks[0][0]) == 32:  # as most are
+        body = _ONE.pack(row.used, row.mark, 32, 1, *chunks[0])
+        return _seal(path, body) + body
     width = len(row.tree or (row.chunks[0][0] if row.chunks else b""))
     count = len(row.chunks) if row.tree is None else _TREE
     head = _HEAD.pack(row.used, row.mark, width, count)
@@ -80,6 +92,11 @@ def decode_file(path: bytes, data: bytes) -> FileRow | None:
     places = range(_HEAD.size, _HEAD.size + step * count, step)
     chunks = tuple((body[at : at + width], _LENGTH.unpack_from(body, at + width)[0]) for at in places)
     return FileRow(mark, used, chunks)
+
+
+def first_digest(data: bytes) -> bytes:
+    """The first, or only, digest a row says a file consists of; empty without any, nonsense if it is damaged."""
+    return data[_FIRST : _FIRST + data[_FIRST - 3]] if len(data) > _FIRST else b""
 
 
 def last_use(data: bytes) -> int:

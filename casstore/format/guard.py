@@ -19,6 +19,7 @@ from casstore.errors import FormatError, IntegrityError
 _HEADER = struct.Struct("<8sQI4x32sQ")
 """magic, payload length, block size, BLAKE3 of the payload, xxh3-64 of the 56 bytes before"""
 
+HEAD_BYTES = _HEADER.size
 _BLOCKS = 64
 _SMALLEST = 64
 
@@ -90,6 +91,12 @@ def unguard(magic: bytes, data: bytes, what: str) -> tuple[bytes, bytes]:
         if seal(repaired) == digest:
             return repaired, digest
     raise IntegrityError(f"{what} is damaged", hint="casstore fsck")
+
+
+def stored_seal(magic: bytes, head: bytes) -> bytes | None:
+    """The BLAKE3 of the payload as the first `HEAD_BYTES` of an envelope say; None if they are damaged."""
+    header = _parse_header(magic, head)
+    return None if header is None else header[2]
 
 
 def is_sound(magic: bytes, data: bytes) -> bool:

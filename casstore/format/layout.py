@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+from dataclasses import asdict, replace
 
 import msgspec
 
@@ -15,7 +15,11 @@ FORMAT_KEY = "format"
 LOG_PREFIX = "log/"
 PACK_PREFIX = "packs/"
 CHECKPOINT_PREFIX = "checkpoints/"
-CHUNKERS = ("fastcdc-2020", "fixed")
+PLANES = "planes"
+"""frames may have codec 2"""
+FEATURES = (PLANES,)
+"""what a reader must understand, of what this version does"""
+CHUNKERS = ("gated-2026", "fastcdc-2020", "fixed")
 
 
 def log_key(seq: int) -> str:
@@ -89,7 +93,9 @@ def _newer(found: str) -> UnsupportedFormatError:
 def encode_store(config: StoreConfig) -> bytes:
     """The ``format`` object: JSON a person can read, sealed with a BLAKE3 of its content."""
     values = asdict(config)
-    document = _Format("casstore", FORMAT_VERSION, [], values, _seal("casstore", FORMAT_VERSION, [], values))
+    features = [PLANES] if values.pop("planes") else []
+    seal_of = _seal("casstore", FORMAT_VERSION, features, values)
+    document = _Format("casstore", FORMAT_VERSION, features, values, seal_of)
     return msgspec.json.format(msgspec.json.encode(document), indent=2) + b"\n"
 
 
@@ -120,8 +126,9 @@ def decode_store(data: bytes) -> StoreConfig:
         raise FormatError("the store's `format` object is not readable", hint="is this a casstore store?") from None
     if document.magic != "casstore":
         raise FormatError("this is not a casstore store")
-    if document.features:
-        raise _newer(f"{document.version} with {', '.join(document.features)}")
+    unknown = [feature for feature in document.features if feature not in FEATURES]
+    if unknown:
+        raise _newer(f"{document.version} with {', '.join(unknown)}")
     if document.seal != _seal(document.magic, document.version, document.features, document.config):
         raise IntegrityError("the store's `format` object is damaged")
     try:
@@ -132,7 +139,7 @@ def decode_store(data: bytes) -> StoreConfig:
         raise UnsupportedFormatError(
             f"this store uses {config.digest} and {config.chunker.algorithm}", hint="upgrade casstore"
         )
-    return config
+    return replace(config, planes=PLANES in document.features)
 
 
 __all__ = [

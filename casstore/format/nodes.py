@@ -7,7 +7,7 @@ children above), ``L`` chunk list of one file (items are chunks at level 0, chil
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from itertools import accumulate
 
 import msgspec
 
@@ -15,6 +15,7 @@ from casstore.digest import Digest
 from casstore.errors import FormatError, InvalidInputError
 from casstore.model import Entry, EntryKind, Pointer
 from casstore.names import canonical_attrs
+from casstore.values import dataclass
 
 DIRECTORY = "D"
 CHUNK_LIST = "L"
@@ -27,6 +28,7 @@ _KINDS = {
     EntryKind.REFERENCE: _REFERENCE,
 }
 _NAMES = {code: kind for kind, code in _KINDS.items()}
+_PLAIN = frozenset(_NAMES) - {_REFERENCE}
 
 UNVERIFIED, VOLATILE = 1, 2
 """flags of a reference"""
@@ -60,7 +62,7 @@ class _EntryShape(msgspec.Struct, array_like=True, forbid_unknown_fields=True, g
     """-1 = not known"""
     mode: int
     """-1 = not kept"""
-    chunks: list[tuple[bytes, int]]
+    chunks: tuple[tuple[bytes, int], ...]
     tree: bytes | None
     target: str | None
     extras: _Extras | msgspec.UnsetType = msgspec.UNSET
@@ -87,6 +89,8 @@ class Node:
     entries: tuple[Entry, ...] = ()
     chunks: tuple[tuple[bytes, int], ...] = ()
     children: tuple[Child, ...] = ()
+    ends: tuple[int, ...] = ()
+    """in a chunk list: the bytes up to the end of each chunk or child"""
 
     def subtrees(self) -> list[bytes]:
         """Digests of the nodes it refers to, with repeats: nodes below it, and chunk lists of its files."""
@@ -174,28 +178,54 @@ def decode_node(data: bytes, what: str) -> Node:
             raise FormatError(f"{what} has kind {kind!r} and level {level}")
         if level > 0:
             shapes = msgspec.msgpack.decode(data, type=tuple[str, int, list[tuple[bytes, str, int, int]]])
-            return Node(kind, level, children=tuple(Child(*shape) for shape in shapes[2]))
+            children = tuple([Child(*shape) for shape in shapes[2]])
+            ends = tuple(accumulate([child.size for child in children])) if kind == CHUNK_LIST else ()
+            return Node(kind, level, children=children, ends=ends)
         if kind == CHUNK_LIST:
             pairs = msgspec.msgpack.decode(data, type=tuple[str, int, list[tuple[bytes, int]]])
-            return Node(kind, level, chunks=tuple(pairs[2]))
+            return Node(kind, level, chunks=tuple(pairs[2]), ends=tuple(accumulate([size for _, size in pairs[2]])))
         entries = msgspec.msgpack.decode(data, type=tuple[str, int, list[_EntryShape]])
         return Node(kind, level, entries=tuple(_entry(shape) for shape in entries[2]))
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError):
         raise FormatError(f"{what} is not a node") from None
 
 
+def references_of(data: bytes, what: str) -> tuple[list[bytes], list[bytes]]:
+    """What `Node.subtrees` and `Node.references` of a node say, the former without repeats. Raises `FormatError`.
+
+    Makes no `Entry`, which costs more than all the rest; what `decode_node` refuses is refused here.
+    """
+    below: dict[bytes, None] = {}
+    found: dict[bytes, None] = {}
+    try:
+        kind, level, _ = msgspec.msgpack.decode(data, type=_Shape)
+        if kind != DIRECTORY or level:
+            node = decode_node(data, what)
+            return list(dict.fromkeys(node.subtrees())), list(node.references())
+        for shape in msgspec.msgpack.decode(data, type=tuple[str, int, list[_EntryShape]])[2]:
+            if shape.kind not in _PLAIN or shape.size < 0 or shape.extras is not msgspec.UNSET:
+                _entry(shape)
+            for digest, _ in shape.chunks:
+                found[digest] = None
+            if shape.tree is not None:
+                found[shape.tree] = below[shape.tree] = None
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError, KeyError):
+        raise FormatError(f"{what} is not a node") from None
+    return list(below), list(found)
+
+
 def _entry(shape: _EntryShape) -> Entry:
     kind = _NAMES[shape.kind]
     mode = None if shape.mode < 0 else shape.mode
     if shape.extras is msgspec.UNSET and kind is not EntryKind.REFERENCE and shape.size >= 0:
-        return Entry(shape.path, kind, shape.size, tuple(shape.chunks), shape.tree, mode, shape.target)
+        return Entry(shape.path, kind, shape.size, shape.chunks, shape.tree, mode, shape.target)
     pointer, attrs = _read_extras(_Extras() if shape.extras is msgspec.UNSET else shape.extras)
     if (pointer is None) is (kind is EntryKind.REFERENCE):
         raise FormatError(f"entry {shape.path!r} is a {kind} {'without' if pointer is None else 'with'} a URI")
     if pointer is None:
         if shape.size < 0 or not attrs:
             raise FormatError(f"entry {shape.path!r} has size {shape.size} or an empty last part")
-        return Entry(shape.path, kind, shape.size, tuple(shape.chunks), shape.tree, mode, shape.target, None, attrs)
+        return Entry(shape.path, kind, shape.size, shape.chunks, shape.tree, mode, shape.target, None, attrs)
     if shape.chunks or shape.tree is not None or mode is not None or shape.target is not None or shape.size < -1:
         raise FormatError(f"entry {shape.path!r} is a reference with content")
     return Entry(shape.path, kind, None if shape.size < 0 else shape.size, pointer=pointer, attrs_json=attrs)

@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass
 
 import msgspec
 
@@ -16,6 +15,7 @@ from casstore.digest import Buffer, checksum64, seal
 from casstore.errors import FormatError, IntegrityError
 from casstore.format.guard import guard, unguard
 from casstore.model import ChunkKind, FrameInfo, Location, PackContent
+from casstore.values import dataclass
 
 PACK_MAGIC = b"CASPACK1"
 FOOTER_MAGIC = b"CASFOOT1"
@@ -68,6 +68,13 @@ def parse_frame(data: Buffer, raw: int, what: str) -> tuple[int, memoryview]:
     if length != raw or checksum64(payload) != check:
         raise IntegrityError(f"{what} is damaged", hint="casstore fsck --read-data --repair")
     return codec, payload
+
+
+def split_frame(data: Buffer, what: str) -> tuple[int, memoryview]:
+    """As `parse_frame`, but nothing is checked: of what begins a frame."""
+    if len(data) < FRAME_HEADER.size:
+        raise IntegrityError(f"{what} is cut short", hint="casstore fsck --read-data --repair")
+    return data[0], memoryview(data)[FRAME_HEADER.size :]
 
 
 def encode_end(body_seal: bytes, footer: Buffer) -> bytes:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from typing import TypeVar
 
 import msgspec
@@ -15,7 +16,10 @@ VIEW_VERSION = 3
 _CHUNK = struct.Struct("<16sQIIIIBI")
 _COUNT = struct.Struct("<I")
 _HEAD = _CHUNK.size - _COUNT.size
+_COUNTS = struct.Struct(f"<{_HEAD}xI")
 _PACK_AND_LENGTH = struct.Struct("<16s8xIIIIB")
+
+_KINDS = tuple(ChunkKind)
 
 Row = TypeVar("Row")
 
@@ -30,6 +34,14 @@ def chunk_row(
 def refcount(row: bytes) -> int:
     """How many distinct parents and roots hold the chunk."""
     return int(_COUNT.unpack_from(row, _HEAD)[0])
+
+
+def refcounts(rows: Sequence[bytes]) -> list[int]:
+    """`refcount` of many."""
+    joined = b"".join(rows)
+    if len(joined) != len(rows) * _CHUNK.size:
+        return [refcount(row) for row in rows]
+    return [count for (count,) in _COUNTS.iter_unpack(joined)]
 
 
 def with_refcount(row: bytes, count: int) -> bytes:
@@ -60,13 +72,19 @@ def stored_share(row: bytes) -> int:
 
 def kind_of_row(row: bytes) -> ChunkKind:
     """What a chunk holds."""
-    return ChunkKind(row[_HEAD - 1])
+    return _KINDS[row[_HEAD - 1]]
 
 
 def decode_chunk(row: bytes) -> ChunkRow:
     """A chunk's row as a value."""
     pack, frame_offset, frame_stored, frame_raw, offset, length, kind, count = _CHUNK.unpack(row)
     return ChunkRow(Location(pack, frame_offset, frame_stored, frame_raw, offset, length, ChunkKind(kind)), count)
+
+
+def location_of_row(row: bytes) -> Location:
+    """Where a chunk is."""
+    pack, frame_offset, frame_stored, frame_raw, offset, length, kind, _ = _CHUNK.unpack(row)
+    return Location(pack, frame_offset, frame_stored, frame_raw, offset, length, ChunkKind(kind))
 
 
 def u64(value: int) -> bytes:

@@ -8,14 +8,14 @@ transaction's table of added digests.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 import msgspec
 
 from casstore.digest import seal
 from casstore.errors import FormatError, InvalidInputError, UnsupportedFormatError
-from casstore.format.guard import guard, is_sound, unguard
+from casstore.format.guard import HEAD_BYTES, guard, is_sound, stored_seal, unguard
 from casstore.format.packs import is_consistent
 from casstore.model import (
     AbortParts,
@@ -65,6 +65,7 @@ from casstore.model import (
     UpsertPart,
     UseVersion,
 )
+from casstore.values import dataclass
 
 SEGMENT_MAGIC = b"CASLOG01"
 SEGMENT_VERSION = 1
@@ -308,6 +309,15 @@ def decode_segment(data: bytes, what: str) -> RawSegment:
         raise UnsupportedFormatError(f"{what} needs {shape[0]} {shape[1]}", hint="upgrade casstore")
     _, _, seq, previous, base, since, writer, claimed, codec, length, body = shape
     return RawSegment(seq, previous, base, since, writer, claimed, codec, length, body, chain)
+
+
+SEGMENT_HEAD = HEAD_BYTES
+"""bytes at the beginning of a segment that say its chain hash"""
+
+
+def stored_chain(head: bytes) -> bytes | None:
+    """The chain hash that the first `SEGMENT_HEAD` bytes of a segment say it has; None if they are damaged."""
+    return stored_seal(SEGMENT_MAGIC, head)
 
 
 def segment_is_sound(data: bytes) -> bool:

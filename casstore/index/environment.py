@@ -1,5 +1,7 @@
 """One generation of the index in LMDB: its files and markers, its environment, and the transactions in it."""
 
+# ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
+
 from __future__ import annotations
 
 import contextlib
@@ -8,10 +10,10 @@ import fcntl
 import importlib
 import os
 import re
-import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +21,8 @@ import lmdb
 
 from casstore.config import MIB, process_id
 from casstore.errors import BackendError, CasstoreError, InvalidInputError, ReadOnlyError
-from casstore.index.tables import IndexDamagedError, after, check_key
+from casstore.index.tables import IndexDamagedError, after, check_key, check_keys
+from casstore.overlay import Changes
 
 MAX_READERS = 2048
 MAX_TABLES = 128
@@ -27,7 +30,13 @@ LOCK_BYTES = 32 * 1024
 """for about 500 readers at once"""
 VERIFY_BYTES = MIB
 """up to this size the structure is checked at every opening (20 ms a MiB); above, once after each restart"""
+COPIED = 50_000
+"""rows that a transaction copies into another generation"""
 WAIT_SECONDS = 5.0
+MANY = 512
+"""keys that are put in two passes"""
+FIRST_PASS = 154
+"""of 256 values of the last byte of a key, those of the first pass: three fifths of the keys"""
 
 DAMAGE = (
     lmdb.InvalidError,
@@ -152,6 +161,8 @@ def tidy(root: Path, number: int) -> None:
                 (root / name).rename(victim)  # first, so that nobody opens half of it
         elif not name.startswith("dead-") and not (name.startswith("new-") and int(name.split("-")[1]) <= number):
             continue
+        import shutil
+
         shutil.rmtree(victim, ignore_errors=True)
 
 
@@ -168,18 +179,35 @@ def _reserve_readers(directory: Path) -> None:
         os.close(descriptor)
 
 
-def publish(root: Path, number: int) -> bool:
-    """Make an empty generation, born synced and clean; False if another process was first."""
+def publish(
+    root: Path,
+    number: int,
+    fill: Callable[[lmdb.Environment], None] | None = None,
+    *,
+    map_bytes: int = MIB,
+    boot: str = "",
+) -> bool:
+    """Make a generation, born synced and clean; False if another process was first.
+
+    It is empty, or holds what ``fill`` writes; ``boot``: the one in which it did so.
+    """
     temporary = root / f"new-{number}-{process_id()}-{threading.get_ident()}-{time.monotonic_ns()}"
     try:
         temporary.mkdir(parents=True)
         _reserve_readers(temporary)
-        with lmdb.open(str(temporary), map_size=MIB, max_readers=MAX_READERS, create=False, **_OPTIONS) as env:
+        options = {"max_dbs": MAX_TABLES, "max_readers": MAX_READERS, "sync": False, **_OPTIONS}
+        with lmdb.open(str(temporary), map_size=map_bytes, create=False, **options) as env:
+            if fill is not None:
+                fill(env)
+                if boot:
+                    _write_marker(temporary, "boot", f"{boot} {os.stat(temporary / 'data.mdb').st_ino}")
             env.sync(force=True)
             _write_marker(temporary, "clean", str(env.info()["last_txnid"]))
         temporary.rename(root / str(number))
         _fsync_directory(root)
     except (lmdb.Error, OSError) as error:
+        import shutil
+
         shutil.rmtree(temporary, ignore_errors=True)
         if highest(root) >= number:
             return False
@@ -207,7 +235,7 @@ class Generation:
         self._data = str(path / "data.mdb")
         self._next = str(path.parent / str(self.number + 1))
         status = os.stat(self._data)
-        self._identity = (status.st_dev, status.st_ino)
+        self.identity = (status.st_dev, status.st_ino)
         self._size = status.st_size
         self._gate = threading.Condition()
         self._holders: set[int] = set()
@@ -220,7 +248,7 @@ class Generation:
             status = os.stat(self._data)
         except OSError:
             return False
-        if self.broken or (status.st_dev, status.st_ino) != self._identity or os.path.exists(self._next):
+        if self.broken or (status.st_dev, status.st_ino) != self.identity or os.path.exists(self._next):
             return False
         if status.st_size < known:
             raise IndexDamagedError("the index file was cut off", generation=self.number)
@@ -230,6 +258,34 @@ class Generation:
     def extent(self) -> int:
         """Bytes of the file that hold, or have held, pages."""
         return (self.env.info()["last_pgno"] + 1) * self._page
+
+    def slack(self, handle: lmdb.Transaction[bytes]) -> int:
+        """Bytes of the file that hold nothing, as a transaction sees it."""
+        stats = [handle.stat(table) for table in (None, *self._all(handle).values())]
+        pages = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
+        return self.extent() - pages * self._page
+
+    def _all(self, handle: lmdb.Transaction[bytes]) -> dict[bytes, Any]:
+        """Every table there is, also those that only others know."""
+        with handle.cursor() as cursor:
+            names = [name for name, _ in cursor.iternext()]
+        return {name: self.env.open_db(name, txn=handle, create=False) for name in names}
+
+    def copy_into(self, env: lmdb.Environment, handle: lmdb.Transaction[bytes]) -> None:
+        """Write all tables, as a transaction sees them, into another environment: in key order, which fills pages."""
+        for name, table in self._all(handle).items():
+            target = env.open_db(name)
+            with handle.cursor(table) as source:
+                more = source.first()
+                while more:
+                    # A part at a time: what a transaction writes is in memory until it ends.
+                    with env.begin(write=True) as part, part.cursor(target) as sink:
+                        more = False
+                        for count, (key, value) in enumerate(source.iternext()):
+                            if count == COPIED:
+                                more = True
+                                break
+                            sink.put(key, value, append=True)
 
     def enter(self) -> bool:
         """Become a holder; False if the environment is going away."""
@@ -310,7 +366,7 @@ class Generation:
             raise RemapError(0) from error
         except lmdb.Error as error:
             raise self.failure(error) from error
-        return Transaction(self, handle)
+        return Transaction(self, handle, write=write)
 
     def failure(self, error: lmdb.Error) -> CasstoreError:
         """The error to raise for one of LMDB; after a panic the next transaction reopens."""
@@ -374,7 +430,7 @@ class Generation:
         as well: a copy, made while processes write, may be torn, and takes the marker along. While some process has it
         open (a lock on ``users``, which no restart survives), it is this boot, whatever the marker says.
         """
-        mark = f"{boot} {self._identity[1]}" if boot else ""
+        mark = f"{boot} {self.identity[1]}" if boot else ""
         # A file may be short of pages that were allocated and freed in one transaction; or it was cut off.
         verify = self._size <= VERIFY_BYTES or os.path.getsize(self._data) < self.extent()
         same = bool(mark) and _read_marker(self.path, "boot") == mark
@@ -436,9 +492,10 @@ def open_generation(path: Path, boot: str, map_bytes: int) -> Generation | None:
 class Transaction:
     """`Tables` over a transaction of LMDB. As a context manager it translates LMDB's errors."""
 
-    def __init__(self, generation: Generation, handle: lmdb.Transaction[bytes]) -> None:
+    def __init__(self, generation: Generation, handle: lmdb.Transaction[bytes], *, write: bool) -> None:
         self._generation = generation
         self._handle = handle
+        self._write = write
         self._tables = generation.tables
         self._changes = 0
         self._over = False
@@ -478,6 +535,11 @@ class Transaction:
             # lived on, the child of a fork, by closing the environment, would free the slot under its next owner.
             del self._handle
 
+    @property
+    def handle(self) -> lmdb.Transaction[bytes]:
+        """LMDB's own, for what the tables do not offer."""
+        return self._handle
+
     def extent(self) -> int:
         """Bytes of the file that hold, or have held, pages."""
         return self._generation.extent()
@@ -491,8 +553,39 @@ class Transaction:
     def get(self, table: str, key: bytes) -> bytes | None:
         """A value, or None."""
         check_key(key)
-        with self:
+        if self._over:
+            self.__enter__()
+        try:
             return self._handle.get(key, None, self._table(table))
+        except lmdb.Error as error:  # as `with self`, which is half of what a look-up costs
+            self.__exit__(type(error), error, None)
+            raise
+
+    def get_many(self, table: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        """The value of each key, or None."""
+        check_keys(keys)
+        get, database = self._handle.get, self._table(table)
+        with self:
+            return [get(key, None, database) for key in keys]
+
+    def change(self, table: str, changes: Changes) -> None:
+        """Set and remove values, in key order: pages are met once, or twice where there are many (`in_passes`)."""
+        check_keys(changes)
+        self._changes += 1
+        put, delete, database = self._handle.put, self._handle.delete, self._table(table)
+        with self:
+            for key in in_passes(sorted(changes)):
+                value = changes[key]
+                if value is None:
+                    delete(key, db=database)
+                else:
+                    put(key, value, db=database)
+
+    @property
+    def stamp(self) -> object:
+        """The generation and the last transaction that wrote to it, as of the beginning of this one."""
+        with self:
+            return self._generation.number, self._generation.identity, self._handle.id() - self._write
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
         """Set a value."""
@@ -525,6 +618,9 @@ class Transaction:
         """Pairs in key order, as `Tables.scan` says."""
         with self, self._handle.cursor(self._table(table)) as cursor:
             found = _seek(cursor, prefix, start, reverse=reverse)
+            if found and not (self._write or prefix):
+                yield from cursor.iterprev() if reverse else cursor.iternext()
+                return
             while found:
                 changes, last = self._changes, b""
                 for key, value in cursor.iterprev() if reverse else cursor.iternext():
@@ -540,6 +636,17 @@ class Transaction:
                     found = cursor.prev() if found else cursor.last()
                 elif found and cursor.key() == last:
                     found = cursor.next()
+
+
+def in_passes(keys: list[bytes]) -> Iterable[bytes]:
+    """Sorted keys in an order that leaves the pages of a tree fuller.
+
+    A page that is full is split in the middle. Where many keys are put in their order, nothing comes to the first half
+    any more: pages stay half empty. Of two passes over digests, the first leaves such pages, the second fills them up.
+    """
+    if len(keys) < MANY:
+        return keys
+    return chain((key for key in keys if key[-1] < FIRST_PASS), (key for key in keys if key[-1] >= FIRST_PASS))
 
 
 def _seek(cursor: lmdb.Cursor[bytes], prefix: bytes, start: bytes, *, reverse: bool) -> bool:

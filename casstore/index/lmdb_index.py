@@ -32,6 +32,8 @@ from casstore.index.tables import IndexDamagedError, T
 from casstore.overlay import Tables
 
 ATTEMPTS = 100
+SMALL = 256 * 1024
+"""bytes of an index that is never compacted"""
 
 
 class _Mine(threading.local):
@@ -319,6 +321,47 @@ class LmdbIndex:
     def reset(self) -> None:
         """Empty every table, in one transaction."""
         self._update(lambda tables: tables.clear())
+
+    def compact(self, share: float) -> int:
+        """Put a copy without free pages in the place of the file if at least a share of it is free; bytes saved.
+
+        Safe while others use the index: its writers wait, and everybody reopens. Not inside a read or an update of
+        the same thread. Needs room for the copy; without it, raises `BackendError` and all is as it was.
+        """
+        shared = self._use()
+        if self._read_only or shared.mine.depth or shared.mine.writing:
+            return 0
+        with shared.writer:
+            generation = shared.acquire()
+            try:
+                return self._copy(shared, generation, share)
+            finally:
+                generation.leave()
+
+    @staticmethod
+    def _copy(shared: _Shared, generation: Generation, share: float) -> int:
+        tables = generation.begin(write=True)
+        try:
+            with tables:
+                handle = tables.handle
+                before = generation.extent()
+                if before < SMALL or generation.slack(handle) < share * before or not generation.current():
+                    return 0
+                published = publish(
+                    shared.root,
+                    generation.number + 1,
+                    lambda env: generation.copy_into(env, handle),
+                    map_bytes=max(shared.map_bytes, int(generation.env.info()["map_size"])),
+                    boot=shared.boot,
+                )
+        finally:
+            tables.end()
+        if not published:
+            return 0
+        with contextlib.suppress(OSError):
+            tidy(shared.root, generation.number + 1)
+            return before - os.path.getsize(shared.root / str(generation.number + 1) / "data.mdb")
+        return 0
 
     def bytes_used(self) -> int:
         """Bytes of the file that hold, or have held, pages."""

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 
 from casstore.errors import BackendError, InvalidInputError
-from casstore.index.tables import T, after, check_key
-from casstore.overlay import Tables
+from casstore.index.tables import T, after, check_key, check_keys
+from casstore.overlay import Changes, Tables
 
 
 class _MemoryTransaction:
@@ -47,6 +47,19 @@ class _MemoryTransaction:
 
     def get(self, table: str, key: bytes) -> bytes | None:
         return self._table(table, key).get(key)
+
+    def get_many(self, table: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        check_keys(keys)
+        content = self._table(table)
+        return [content.get(key) for key in keys]
+
+    def change(self, table: str, changes: Changes) -> None:
+        for key, value in changes.items():
+            self._undo.append((table, key, self._set(table, key, value)))
+
+    @property
+    def stamp(self) -> object:
+        return None
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
         self._undo.append((table, key, self._set(table, key, value)))
@@ -142,6 +155,10 @@ class MemoryIndex:
                     tables.delete(name, key)
 
         self.update(body)
+
+    def compact(self, share: float) -> int:
+        """Nothing to be done; 0."""
+        return 0
 
     def bytes_used(self) -> int:
         """Bytes of keys and values."""

@@ -12,7 +12,7 @@ from casstore.errors import BackendError
 from casstore.index.tables import T
 from casstore.overlay import Overlay, Tables
 
-Changes = dict[str, dict[bytes, bytes | None]]
+Kept = dict[str, dict[bytes, bytes | None]]
 
 
 class Base(Protocol):
@@ -30,6 +30,10 @@ class Base(Protocol):
         """Empty every table."""
         ...
 
+    def compact(self, share: float) -> int:
+        """Leave out what is free, if it is at least a share; bytes saved."""
+        ...
+
     def close(self) -> None:
         """Let go."""
         ...
@@ -38,12 +42,12 @@ class Base(Protocol):
 class _Layer(Overlay):
     """Tables with changes on top that are known already."""
 
-    def __init__(self, base: Tables, changes: Changes) -> None:
+    def __init__(self, base: Tables, changes: Kept) -> None:
         super().__init__(base)
         self._changes = changes
 
     @property
-    def changes(self) -> Changes:
+    def kept(self) -> Kept:
         return self._changes
 
 
@@ -60,10 +64,10 @@ class SpillIndex:
         self._base = base
         self._position = position
         self._lock = threading.Lock()
-        self._state: tuple[Changes, int, int] = ({}, 0, 0)
+        self._state: tuple[Kept, int, int] = ({}, 0, 0)
         """the changes, never changed themselves, and the positions they lead from and to"""
 
-    def _over(self, tables: Tables) -> tuple[Changes, int]:
+    def _over(self, tables: Tables) -> tuple[Kept, int]:
         changes, low, high = self._state
         here = self._position(tables)
         return (changes, low) if low <= here < high else ({}, here)
@@ -101,9 +105,9 @@ class SpillIndex:
                 layer = _Layer(tables, {table: dict(rows) for table, rows in changes.items()})
                 before = self._position(layer)
                 result = body(layer)
-                if (self._position(layer) == before or before < 0) and layer.changes != changes:
+                if (self._position(layer) == before or before < 0) and layer.kept != changes:
                     raise full  # nothing tells when such changes still hold
-                self._state = (layer.changes, low, self._position(layer))
+                self._state = (layer.kept, low, self._position(layer))
             return result
 
     def reset(self) -> None:
@@ -111,6 +115,11 @@ class SpillIndex:
         with self._lock:
             self._base.reset()
             self._state = ({}, 0, 0)
+
+    def compact(self, share: float) -> int:
+        """Nothing, as long as there is no room."""
+        with self._lock:
+            return 0 if self._state[0] else self._base.compact(share)
 
     def close(self) -> None:
         """Let go. What is in memory only is in the log as well."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import TypeVar
 
 from casstore.errors import IntegrityError, LimitError
@@ -24,6 +25,14 @@ def check_key(key: bytes) -> None:
     """Raise `LimitError` unless a key has a size every kind of index takes."""
     if not 0 < len(key) <= KEY_BYTES:
         raise LimitError(f"an index key of {len(key)} bytes", hint=f"1 to {KEY_BYTES} bytes")
+
+
+def check_keys(keys: Collection[bytes]) -> None:
+    """`check_key` of many."""
+    if keys:
+        lengths = set(map(len, keys))
+        if min(lengths) <= 0 or max(lengths) > KEY_BYTES:
+            raise LimitError(f"an index key of {max(lengths)} bytes", hint=f"1 to {KEY_BYTES} bytes")
 
 
 def after(prefix: bytes) -> bytes | None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from enum import Enum, IntEnum, StrEnum
+
+from casstore.values import dataclass
 
 
 class ChunkKind(IntEnum):

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from casstore.model.content import ChunkKind, Location, PackState, VersionState
+from casstore.values import dataclass
 
 
 @dataclass(frozen=True, slots=True)

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import BinaryIO, Protocol
 
 from casstore.model import Entry, Pointer
+from casstore.values import dataclass
 
 ALLOW, ERROR = "allow", "error"
 """of ``on_private_address``"""

@@ -12,7 +12,6 @@ import ssl
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from typing import BinaryIO, Self
 from urllib.parse import quote, urljoin
 
@@ -29,6 +28,7 @@ from casstore.model import Entry, Pointer
 from casstore.reference.files import RECORD_AGAIN
 from casstore.reference.handler import ALLOW, Access, Resolved
 from casstore.reference.uri import scheme_of, shown, split
+from casstore.values import dataclass
 
 MAX_REDIRECTS = 5
 _SCHEMES = ("http", "https")

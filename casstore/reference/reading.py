@@ -1,9 +1,10 @@
 """What a reference points to, found when it is added and proved when it is read."""
 
+# ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
+
 from __future__ import annotations
 
 import io
-import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
@@ -170,6 +171,8 @@ def _proved(entry: Entry, body: BinaryIO) -> Iterator[bytes]:
 
 def _kept(blocks: Iterator[bytes]) -> BinaryIO:
     """A temporary file with some blocks."""
+    import tempfile
+
     spool = tempfile.SpooledTemporaryFile(max_size=SPOOL_BYTES)  # noqa: SIM115 - handed out
     try:
         for block in blocks:

@@ -1,21 +1,20 @@
 """Which handler knows a scheme: the built-in ones, those registered while running, those of installed packages."""
 
+# ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
+
 from __future__ import annotations
 
-from importlib.metadata import entry_points
+from functools import cache
 
 from casstore.errors import InvalidInputError, UnsupportedSchemeError
 from casstore.reference.files import FileHandler
 from casstore.reference.handler import Handler
-from casstore.reference.http import HttpHandler
 from casstore.reference.uri import check_uri, scheme_of
 
 GROUP = "casstore.references"
 """entry points: name = scheme, value = a handler, or a class or function that makes one"""
 
-_BUILT_IN: dict[str, Handler] = {
-    scheme: handler for handler in (FileHandler(), HttpHandler()) for scheme in handler.schemes
-}
+_BUILT_IN = frozenset({"file", "http", "https"})
 _REGISTERED: dict[str, Handler] = {}
 _EXTRAS = {"s3": "s3", "gs": "gs", "az": "azure", "abfs": "azure", "abfss": "azure", "azure": "azure"}
 
@@ -32,10 +31,21 @@ def register(scheme: str, handler: Handler) -> None:
     _REGISTERED[scheme] = _checked(handler, scheme)
 
 
+@cache
+def _built_in(scheme: str) -> Handler | None:
+    if scheme in FileHandler.schemes:
+        return FileHandler()
+    if scheme in _BUILT_IN:
+        from casstore.reference.http import HttpHandler
+
+        return HttpHandler()
+    return None
+
+
 def handler_for(uri: str) -> Handler | None:
     """The handler of a URI's scheme, or None. Raises `UnsupportedSchemeError` if it cannot be loaded."""
     scheme = scheme_of(uri)
-    found = _BUILT_IN.get(scheme) or _REGISTERED.get(scheme)
+    found = _built_in(scheme) or _REGISTERED.get(scheme)
     return found or _installed(scheme)
 
 
@@ -51,6 +61,8 @@ def known_handler(uri: str) -> Handler:
 
 
 def _installed(scheme: str) -> Handler | None:
+    from importlib.metadata import entry_points
+
     for point in entry_points(group=GROUP, name=scheme):
         try:
             loaded = point.load()

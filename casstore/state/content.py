@@ -1,5 +1,6 @@
 """What records about bytes need and do: packs, nodes, reference counts, pins."""
 
+from collections import Counter
 from dataclasses import replace
 
 from casstore.errors import IntegrityError
@@ -56,6 +57,14 @@ class Void(Exception):
     """A record is not valid; the transaction has no effect."""
 
 
+TOGETHER = 256
+"""digests that are looked up together: rows of nodes are long"""
+
+
+def _below_zero(digest: bytes) -> IntegrityError:
+    return IntegrityError(f"the reference count of {digest.hex()} would fall below zero", hint="casstore index rebuild")
+
+
 class ContentRules:
     """The rules for packs, nodes and counts."""
 
@@ -72,30 +81,27 @@ class ContentRules:
         self._check_new(record.pack)
         content = record.content
         placed = placed_raw = 0
-        at = FIRST_FRAME
-        index = 0
-        for frame in content.frames:
-            offset = 0
-            for i in range(index, index + frame.chunks):
-                digest, length = content.digests[i], content.lengths[i]
-                row = chunk_row(record.pack, at, frame.stored, frame.raw, offset, length, content.kind)
-                self.added.setdefault(digest, row)
-                known = self.tables.get(CHUNK, digest)
-                if known is None:
-                    self.tables.put(CHUNK, digest, row)
-                    self.tables.put(ZERO, digest, b"")
-                    placed += 1
-                    placed_raw += length
-                elif self.tables.get(LOST, digest) is not None:
-                    # It was damaged or erased: this is its place from now on, and whoever holds it is whole again.
-                    self._displace({pack_of_row(known): (1, length_of_row(known))})
-                    self.tables.put(CHUNK, digest, moved_row(known, row))
-                    self.tables.delete(LOST, digest)
-                    placed += 1
-                    placed_raw += length
-                offset += length
-            index += frame.chunks
-            at += frame.stored
+        new: dict[bytes, bytes | None] = {}
+        lost = bool(self.tables.count(LOST))
+        rows = self._places(record)
+        known = self.tables.get_many(CHUNK, content.digests)
+        for digest, length, row, there in zip(content.digests, content.lengths, rows, known, strict=True):
+            self.added.setdefault(digest, row)
+            if there is None:
+                if digest in new:
+                    continue  # twice in this pack
+                new[digest] = row
+            elif lost and self.tables.get(LOST, digest) is not None:
+                # It was damaged or erased: this is its place from now on, and whoever holds it is whole again.
+                self._displace({pack_of_row(there): (1, length_of_row(there))})
+                self.tables.put(CHUNK, digest, moved_row(there, row))
+                self.tables.delete(LOST, digest)
+            else:
+                continue
+            placed += 1
+            placed_raw += length
+        self.tables.change(CHUNK, new)
+        self.tables.change(ZERO, dict.fromkeys(new, b""))
         self._put_pack(
             record.pack,
             PackRow(
@@ -111,6 +117,19 @@ class ContentRules:
         )
         self._grow(record.size)
 
+    def _places(self, record: AddPack) -> list[bytes]:
+        """The row of each chunk of a pack."""
+        content = record.content
+        rows: list[bytes] = []
+        at = FIRST_FRAME
+        for frame in content.frames:
+            offset = 0
+            for length in content.lengths[len(rows) : len(rows) + frame.chunks]:
+                rows.append(chunk_row(record.pack, at, frame.stored, frame.raw, offset, length, content.kind))
+                offset += length
+            at += frame.stored
+        return rows
+
     def _add_node(self, record: AddNode) -> None:
         # In a pack of either kind: a file may have been stored before that has the very bytes of this node.
         if self.tables.get(CHUNK, record.digest) is None:
@@ -119,20 +138,25 @@ class ContentRules:
             return
         if any(len(child) != len(record.digest) for child in record.children):
             raise Void(f"a child of node {record.digest.hex()} is no digest")
-        for child in dict.fromkeys(record.children):
-            self._hold(child)
-        self.tables.put(NODE, record.digest, b"".join(dict.fromkeys(record.children)))
+        children = tuple(dict.fromkeys(record.children))
+        self._hold(*children)
+        self.tables.put(NODE, record.digest, b"".join(children))
 
-    def _hold(self, digest: bytes) -> None:
-        row = self.tables.get(CHUNK, digest)
-        if row is None:
-            raise Void(f"{digest.hex()} is not stored")
-        if kind_of_row(row) is ChunkKind.NODE and self.tables.get(NODE, digest) is None:
-            raise Void(f"the children of node {digest.hex()} are not known")
-        count = refcount(row)
-        if count == 0:
-            self.tables.delete(ZERO, digest)
-        self.tables.put(CHUNK, digest, with_refcount(row, count + 1))
+    def _hold(self, *digests: bytes) -> None:
+        """Count one more holder of each of some distinct digests."""
+        held: dict[bytes, bytes | None] = {}
+        counted: dict[bytes, bytes | None] = {}
+        for digest, row in zip(digests, self.tables.get_many(CHUNK, digests), strict=True):
+            if row is None:
+                raise Void(f"{digest.hex()} is not stored")
+            if kind_of_row(row) is ChunkKind.NODE and self.tables.get(NODE, digest) is None:
+                raise Void(f"the children of node {digest.hex()} are not known")
+            count = refcount(row)
+            if count == 0:
+                counted[digest] = None
+            held[digest] = with_refcount(row, count + 1)
+        self.tables.change(CHUNK, held)
+        self.tables.change(ZERO, counted)
 
     def _hold_root(self, digest: bytes) -> None:
         if self.tables.get(NODE, digest) is None:
@@ -142,30 +166,52 @@ class ContentRules:
     def _release(self, digest: bytes) -> None:
         row = self.tables.get(CHUNK, digest)
         if row is None or refcount(row) == 0:
-            raise IntegrityError(
-                f"the reference count of {digest.hex()} would fall below zero", hint="casstore index rebuild"
-            )
+            raise _below_zero(digest)
         count = refcount(row) - 1
         if count == 0:
             self.tables.put(ZERO, digest, b"")
         self.tables.put(CHUNK, digest, with_refcount(row, count))
 
     def _drop(self, record: Drop) -> None:
+        tables = self.tables
         lost: dict[bytes, tuple[int, int]] = {}
-        for digest in record.digests:
-            row = self.tables.get(CHUNK, digest)
-            if row is None or refcount(row):
-                raise Void(f"{digest.hex()} is {'held' if row else 'not stored'}")
-            children = self.tables.get(NODE, digest)
-            if children is not None:
-                for at in range(0, len(children), len(digest)):
-                    self._release(children[at : at + len(digest)])
-                self.tables.delete(NODE, digest)
-            self.tables.delete(CHUNK, digest)
-            self.tables.delete(ZERO, digest)
-            self.tables.delete(LOST, digest)
-            count, raw = lost.get(pack_of_row(row), (0, 0))
-            lost[pack_of_row(row)] = (count + 1, raw + length_of_row(row))
+        released: Counter[bytes] = Counter()
+        """references that nodes dropped so far held, of what is not dropped itself yet"""
+        chunks: dict[bytes, bytes | None] = {}
+        nodes: dict[bytes, bytes | None] = {}
+        free: dict[bytes, bytes | None] = {}
+        for at in range(0, len(record.digests), TOGETHER):
+            digests = record.digests[at : at + TOGETHER]
+            rows = tables.get_many(CHUNK, digests)
+            for digest, row, children in zip(digests, rows, tables.get_many(NODE, digests), strict=True):
+                count = 0 if row is None else refcount(row)
+                if row is None or digest in chunks or count > released[digest]:
+                    raise Void(f"{digest.hex()} is {'held' if row and digest not in chunks else 'not stored'}")
+                if count < released.pop(digest, 0):
+                    raise _below_zero(digest)
+                if children is not None:
+                    width = len(digest)
+                    released.update([children[start : start + width] for start in range(0, len(children), width)])
+                    nodes[digest] = None
+                chunks[digest] = None
+                if not count:
+                    free[digest] = None
+                pack, length = pack_of_row(row), length_of_row(row)
+                number, raw = lost.get(pack, (0, 0))
+                lost[pack] = (number + 1, raw + length)
+        children_left = sorted(released)
+        for digest, row in zip(children_left, tables.get_many(CHUNK, children_left), strict=True):
+            count = -1 if row is None or digest in chunks else refcount(row) - released[digest]
+            if row is None or count < 0:
+                raise _below_zero(digest)
+            chunks[digest] = with_refcount(row, count)
+            if count == 0:
+                free[digest] = b""
+        tables.change(CHUNK, chunks)
+        tables.change(NODE, nodes)
+        tables.change(ZERO, free)
+        if tables.count(LOST):
+            tables.change(LOST, dict.fromkeys(record.digests))
         self._displace(lost)
 
     def _displace(self, lost: dict[bytes, tuple[int, int]]) -> None:

@@ -1,7 +1,5 @@
 """The tables of the state: their names, their keys, and what can be read off them."""
 
-from dataclasses import dataclass
-
 from casstore.digest import seal
 from casstore.format.rows import (
     decode_row,
@@ -14,6 +12,7 @@ from casstore.model import (
     VersionState,
 )
 from casstore.overlay import Tables
+from casstore.values import dataclass
 
 META = "meta"
 CHUNK = "chunk"

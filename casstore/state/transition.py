@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import replace
 
 from casstore.errors import IntegrityError
@@ -56,7 +57,7 @@ from casstore.model import (
     UpsertPart,
     UseVersion,
 )
-from casstore.overlay import KEY_BYTES, Overlay, Tables
+from casstore.overlay import KEY_BYTES, Changes, Overlay, Tables
 from casstore.state.content import Void
 from casstore.state.labels import CatalogueRules
 from casstore.state.schema import (
@@ -118,18 +119,45 @@ class _Changes(Overlay):
         _check_key(key)
         return super().get(table, key)
 
+    def get_many(self, table: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        for length in set(map(len, keys)):
+            _check_length(length)
+        return super().get_many(table, keys)
+
+    def change(self, table: str, changes: Changes) -> None:
+        for length in set(map(len, changes)):
+            _check_length(length)
+        fresh = self._only_here(table, changes)
+        if fresh:
+            for key in fresh:
+                del self._changes[table][key]
+            changes = {key: value for key, value in changes.items() if key not in fresh}
+        super().change(table, changes)
+
+    def _only_here(self, table: str, changes: Changes) -> set[bytes]:
+        """Those of the keys that are to go which this very transaction has set, as the zero count of each new chunk."""
+        mine = self._changes.get(table)
+        if not mine or table in self._order:
+            return set()
+        gone = [key for key, value in changes.items() if value is None and mine.get(key) is not None]
+        return {key for key, row in zip(gone, self._base.get_many(table, gone), strict=True) if row is None}
+
     def put(self, table: str, key: bytes, value: bytes) -> None:
         _check_key(key)
         super().put(table, key, value)
 
     def delete(self, table: str, key: bytes) -> None:
         _check_key(key)
-        super().delete(table, key)
+        self.change(table, {key: None})
 
 
 def _check_key(key: bytes) -> None:
-    if not 0 < len(key) <= KEY_BYTES:
-        raise Void(f"a name of {len(key)} bytes is no key")
+    _check_length(len(key))
+
+
+def _check_length(length: int) -> None:
+    if not 0 < length <= KEY_BYTES:
+        raise Void(f"a name of {length} bytes is no key")
 
 
 def apply_transaction(tables: Tables, segment: Segment, transaction: Transaction) -> Applied:

@@ -416,6 +416,7 @@ class Cramped:
         self.read = inner.read
         self.reset = inner.reset
         self.close = inner.close
+        self.compact = inner.compact
 
     def update(self, body: Callable[[Tables], T]) -> T:
         def fail(tables: Tables) -> NoReturn:

@@ -48,6 +48,7 @@ from casstore.model import Retire
 from casstore.testing.checks import replayed, view_hash
 from casstore.testing.crashstates import CrashState, crash_states, in_temp, sync_effects, without
 from casstore.testing.record import ACK, Effect, RecordingOps
+from casstore.testing.together import together
 from casstore.testing.worlds import MINE, Files, NoSync, World, contains, look
 
 T = TypeVar("T")
@@ -547,7 +548,42 @@ def erased(tmp_path_factory: pytest.TempPathFactory) -> Recording:
     return replace(record(path / "before", path / "during", steps, 13), secret=SECRET)
 
 
-RECORDINGS = {"commits": 1, "collection": 1, "labels": 8, "rules": 8, "undone": 4, "checkpoints": 8, "erased": 8}
+def log_together(store: Store) -> None:
+    """Three sessions and a label in one segment, with shared packs; two of them store the same new block."""
+    works: list[Callable[[], object]] = [
+        lambda: log(store, "p", {"a": BLOCKS[5]}),
+        lambda: store.get("data:v0").add_alias("kept"),
+        lambda: log(store, "q", {"b": BLOCKS[5], "c": BLOCKS[0]}),
+        lambda: log(store, "data", {"a": BLOCKS[6]}),
+    ]
+    assert [outcome for outcome in together(store._engine, works) if isinstance(outcome, BaseException)] == []
+
+
+def log_together_again(store: Store) -> None:
+    works = [lambda: log(store, "p", {"a": BLOCKS[7]}), lambda: log(store, "data", {"a": BLOCKS[8]})]
+    head = store.head
+    together(store._engine, works)
+    assert store.head == head + 1
+
+
+@pytest.fixture(scope="module")
+def groups(tmp_path_factory: pytest.TempPathFactory) -> Recording:
+    """Sessions that are committed together, twice."""
+    path = tmp_path_factory.mktemp("groups")
+    prepare(path / "before", (log_v0,), 14)
+    return record(path / "before", path / "during", (log_together, log_together_again, log_v2, trash_v0), 15)
+
+
+RECORDINGS = {
+    "commits": 1,
+    "collection": 1,
+    "labels": 8,
+    "rules": 8,
+    "undone": 4,
+    "checkpoints": 8,
+    "erased": 8,
+    "groups": 2,
+}
 """each, and which share of its crash states is looked at on disk, too"""
 
 

@@ -1,7 +1,7 @@
 """Bit rot (I4 bytes, R5): no flipped bit goes unnoticed, none gives wrong bytes, none harms more than it must.
 
-A bit of every byte of every pack and of every log segment is flipped. What a file needs is known frame by frame, so
-that for each flip exactly the files that cannot be read are foretold: those raise `IntegrityError` naming collection,
+A bit of every byte of every pack and of every log segment is flipped. What a file needs is known frame by frame, and
+in frames that are stored as they are chunk by chunk, so that for each flip exactly the files that cannot be read are foretold: those raise `IntegrityError` naming collection,
 version and path; all others are exact; `fsck` reports the damage. Segments repair themselves from their parity, and
 `fsck` says so. Which bit of a byte is flipped goes round with its position.
 """
@@ -29,6 +29,7 @@ from casstore import (
 )
 from casstore.format.packs import FRAME_HEADER, check_pack
 from casstore.format.packs import locations as places
+from casstore.model import Location
 
 Files = dict[str, bytes]
 FileName = tuple[str, str, str]
@@ -56,11 +57,22 @@ VERSIONS: Sequence[tuple[str, Files]] = (
 
 @dataclass(frozen=True)
 class Frame:
-    """A stretch of a pack that is read together."""
+    """A stretch of a pack that is needed as a whole: a compressed frame, or a chunk in one stored as it is."""
 
     pack: str
     start: int
     end: int
+    header: int
+    """bytes of it that are the header of a frame"""
+
+
+def stretch(pack: str, place: Location) -> Frame:
+    """What a chunk needs."""
+    start = place.frame_offset
+    if place.frame_stored == place.frame_raw + FRAME_HEADER.size:
+        start += FRAME_HEADER.size + place.offset
+        return Frame(pack, start, start + place.length, 0)
+    return Frame(pack, start, start + place.frame_stored, FRAME_HEADER.size)
 
 
 @dataclass(frozen=True)
@@ -94,18 +106,27 @@ def sample(tmp_path_factory: pytest.TempPathFactory) -> Sample:
             version = store.log_artifact(artifact)
             files.update({(name, version.version, where): data for where, data in content.items()})
         assert store.get("data:v0").get_entry("d/large").tree is not None, "with chunk-list nodes"
+        reader = store._engine.reader
+        locate = reader._locate
+        found: list[Location | None] = []
+
+        def seen(digests: Sequence[bytes]) -> list[Location | None]:
+            places = locate(digests)
+            found.extend(places)
+            return places
+
+        reader._locate = seen
         for file, data in files.items():
             forget_what_was_read(store)
+            found.clear()
             assert read(store, file) == data
-            needs[file] = frozenset(
-                Frame(key.pack.hex(), key.offset, key.offset + key.stored) for key in store._engine.reader._cache
-            )
+            needs[file] = frozenset(stretch(place.pack.hex(), place) for place in found if place is not None)
     frames = frozenset[Frame]().union(*needs.values())
     assert len({frame.pack for frame in frames}) == len([*path.glob("packs/*/*")]) >= 5
     for pack in path.glob("packs/*/*"):
         footer = check_pack(pack.read_bytes(), pack.name)
-        here = {(p.frame_offset, p.frame_offset + p.frame_stored) for _, p in places(b"", footer.content)}
-        assert here == {(frame.start, frame.end) for frame in frames if frame.pack == pack.name}
+        here = {stretch(pack.name, place) for _, place in places(b"", footer.content)}
+        assert here == {frame for frame in frames if frame.pack == pack.name}
     return Sample(path, files, needs, tuple(sorted(frames, key=lambda frame: (frame.pack, frame.start))))
 
 
@@ -171,7 +192,7 @@ def damaged_frame(sample: Sample, pack: Path, position: int) -> Frame | None:
     """The frame that a flip makes unreadable. Three bytes of its header mean nothing: only the pack's seal has them."""
     for frame in sample.frames:
         if frame.pack == pack.name and frame.start <= position < frame.end:
-            return None if 1 <= position - frame.start <= 3 else frame
+            return None if frame.header and 1 <= position - frame.start <= 3 else frame
     return None
 
 
@@ -222,7 +243,7 @@ def test_what_is_whole_is_downloaded(sample: Sample, tmp_path: Path) -> None:
     for number, frame in enumerate(sample.frames):
         pack = path / "packs" / frame.pack[:2] / frame.pack
         lost = sample.lost(frame)
-        with flipped(pack, frame.start + 17), Store.open(path, read_only=True) as store:
+        with flipped(pack, frame.start + frame.header), Store.open(path, read_only=True) as store:
             for collection, version in sorted({file[:2] for file in sample.files}):
                 target = tmp_path / f"{number}-{collection}-{version}"
                 gone = {file[2] for file in lost if file[:2] == (collection, version)}

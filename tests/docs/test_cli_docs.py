@@ -22,7 +22,10 @@ PAGE = (Path(__file__).parents[2] / "docs" / "cli.md").read_text(encoding="utf-8
 
 
 def commands(group: click.Group = main, words: tuple[str, ...] = ()) -> Iterator[tuple[str, click.Command]]:
-    for name, command in group.commands.items():
+    context = click.Context(group)
+    for name in group.list_commands(context):
+        command = group.get_command(context, name)
+        assert command is not None
         if isinstance(command, click.Group):
             yield from commands(command, (*words, name))
         else:
@@ -246,6 +249,7 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[s
     run("protect", "much:v1", "--reason", "audit")
     run("rm", "--where", "age>0s", "much", "--dry-run")
     run("rm", "--where", "alias=latest", "much", "--yes")
+    run("rm", "--where", "age>0s", "much", "--permanent", "--dry-run")
     run("unprotect", "much:v1")
     erasing = ("purge-content", "much:v0/secret", "--reason", "request 17")
     run(*erasing, "--dry-run")
@@ -305,6 +309,9 @@ def documents(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[dict[s
     run("upsert", str(tree / "sub"), "--name", "made", "--id", "run-8")
     run("pending", "abort", "run-8", "--dry-run")
     run("pending", "abort", "run-8", "--yes")
+    small = ("--rounds", "1", "--steps", "restore", "--no-syncs", "--work", str(home / "bench"))
+    rivals = ("--rivals-venv", str(home / "none"), "--contender", "casstore", "--contender", "hf_xet")
+    run("bench", str(tree / "sub"), *small, *rivals)
     run("export", "ds:v1", "-o", str(home / "bundle"))
     run("import", str(home / "bundle"), "--project", "moved")
     run("import", str(home / "bundle"), "--project", "moved", "--dry-run")

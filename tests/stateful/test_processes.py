@@ -16,10 +16,11 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 
+import casstore.writer
 from casstore import Artifact, CasstoreError, Store, Version
 from casstore.backend.osops import OsOps, StrPath
 from casstore.engine import Build, Committed
@@ -134,13 +135,14 @@ def sleep_before_commit(path: str, where: str) -> None:
         if where == "link":
             ops.arm(lambda number, target: "/log/" in target)
         else:
+            casstore.writer.PARCEL_BYTES = -1  # what is stored is uploaded before, not by whoever commits it
             engine = store._engine
             real = engine.commit
 
-            def commit(build: Build, *, packs_since: int | None = None, asked: bool = False) -> Committed | None:
+            def commit(build: Build, **options: Any) -> Committed | None:
                 engine.commit = real  # type: ignore[method-assign]
                 stop_self()
-                return real(build, packs_since=packs_since, asked=asked)
+                return real(build, **options)
 
             engine.commit = commit  # type: ignore[method-assign]
         try:

@@ -15,7 +15,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import pytest
 
@@ -364,6 +364,11 @@ class _Growing(io.FileIO):
         with open(self.name, "ab") as other:
             other.write(b"x" * max(len(data), 1))
         return data
+
+    def readinto(self, buffer: Any, /) -> int:
+        data = self.read(memoryview(buffer).nbytes)
+        memoryview(buffer)[: len(data)] = data
+        return len(data)
 
 
 @pytest.mark.timeout(60)

@@ -33,6 +33,7 @@ from casstore import (
     RefusedError,
     Store,
     Version,
+    filebatch,
 )
 from casstore.checkout import guards, replacing, writing
 from casstore.checkout import target as target_module
@@ -692,6 +693,7 @@ def test_it_can_be_stopped_anywhere_and_run_again(
             return counted
 
         with monkeypatch.context() as patch:
+            patch.setattr(filebatch, "_native", None)  # it makes calls of its own
             for name in ("mkdir", "rename", "unlink", "rmdir", "write"):
                 patch.setattr(os, name, stop(getattr(os, name)))
             try:
@@ -815,6 +817,7 @@ def test_entries_are_not_needed_twice(version: Version, root: Path, monkeypatch:
     version.checkout(root)
     (root / "a.txt").unlink()
     written: list[str] = []
+    monkeypatch.setattr(filebatch, "_native", None)  # every file by itself
     write = writing.Writing._write
 
     def seen(self: Any, entry: Entry, blocks: Any) -> None:

@@ -208,7 +208,7 @@ def test_init(tmp_path: Path) -> None:
     shell = Shell(tmp_path)
     made = shell.json("init", str(tmp_path / "a"), "--digest", "xxh3-128", "--chunk-average", "16KiB")
     assert made["config"]["digest"] == "xxh3-128"
-    assert [made["config"]["chunker"][k] for k in ("minimum", "average", "maximum")] == [4096, 16384, 65536]
+    assert [made["config"]["chunker"][k] for k in ("minimum", "average", "maximum")] == [8192, 16384, 65536]
     assert shell("init").stdout == f"{shell.url}\n"
     assert shell.error("init", code=11)["code"] == "already-exists"
     for words in (("--digest", "md5"), ("--chunk-average", "16K"), ("--chunk-average", "48KiB")):
@@ -568,10 +568,10 @@ def test_trash_ls_and_restore(two: Shell) -> None:
 
 
 def test_rm_for_good(two: Shell) -> None:
-    """FEATURES §0.3, 7: only a collection, and only by its name."""
+    """FEATURES §0.3, 7, M8: only by name."""
     before = two.state()
     two("rm", "--collection", "ds", "--permanent", "--yes", code=14)
-    two("rm", "ds:v0", "--permanent", "--yes", code=2)
+    two("rm", "ds:v0", "--permanent", "--yes", code=14)
     assert two.json("rm", "--collection", "ds", "--permanent", "--dry-run")["dry_run"]
     assert two.state() == before
     done = two.json("rm", "--collection", "ds", "--permanent", "--confirm", "ds")

@@ -31,6 +31,7 @@ from casstore import (
     UnsupportedSchemeError,
     VerificationError,
     Version,
+    filebatch,
 )
 from casstore.checkout import target as target_module
 from casstore.cli import main
@@ -370,6 +371,7 @@ def test_a_disk_that_fails_meanwhile(
             raise OSError(number, os.strerror(number))
         return write(fd, data)
 
+    monkeypatch.setattr(filebatch, "_native", None)  # test_filewriting.py has its errors
     monkeypatch.setattr(os, "write", fail)
     with pytest.raises(BackendError, match=re.escape(os.strerror(number))) as caught:
         version.download(root)
@@ -384,6 +386,7 @@ def test_an_interrupt_leaves_no_temporary_file(version: Version, root: Path, mon
     def interrupt(*_: object, **__: object) -> None:
         raise KeyboardInterrupt
 
+    monkeypatch.setattr(filebatch, "_native", None)  # no signal is handled within it
     monkeypatch.setattr(os, "rename", interrupt)
     with pytest.raises(KeyboardInterrupt):
         version.download(root)

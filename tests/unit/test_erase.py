@@ -33,7 +33,7 @@ from casstore.errors import CasstoreError
 from casstore.format.layout import PACK_PREFIX, pack_key, pack_of
 from casstore.format.packs import check_pack, locations
 from casstore.gc.reclaim import condemn_orphans
-from casstore.gc.retire import _Mover
+from casstore.gc.retire import Mover
 from casstore.model import AddPack, ChunkKind, Erase
 from casstore.pack import decode_frame, slice_chunk
 from casstore.state import CHUNK
@@ -377,11 +377,11 @@ def test_a_collector_on_the_way_does_not_bring_it_back(store: Store, monkeypatch
     version = log(store, "a", {"f": secret, "g": block("g")})
     store.delete("a:v0")
     store.trash.empty()
-    publish = _Mover.publish
+    publish = Mover.publish
     digests = [digest for digest, _ in version["f"].chunks]
     overtakings: list[str] = []
 
-    def overtaken(mover: _Mover) -> AddPack | None:
+    def overtaken(mover: Mover) -> AddPack | None:
         added = publish(mover)
         if added is not None and set(digests) & set(added.content.digests):
             overtakings.append(pack_key(added.pack))
@@ -389,7 +389,7 @@ def test_a_collector_on_the_way_does_not_bring_it_back(store: Store, monkeypatch
         return added
 
     with monkeypatch.context() as patch:
-        patch.setattr(_Mover, "publish", overtaken)
+        patch.setattr(Mover, "publish", overtaken)
         store.gc(max_waste=0, grace=0)
     assert len(overtakings) == 1
     assert not {info.key for info in store._engine.backend.list(PACK_PREFIX)}.intersection(overtakings)

@@ -86,6 +86,7 @@ CONFIG = StoreConfig(
     frame_bytes=131072,
     pack_bytes=67108864,
     node_bytes=16384,
+    planes=False,
     store_id="0123456789abcdef",
 )
 ENTRIES = (

@@ -11,7 +11,7 @@ import os
 import pickle
 import random
 import tracemalloc
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ProcessPoolExecutor, ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -33,7 +33,7 @@ from casstore.gc.counts import find_drift, take_snapshot
 from casstore.gc.mark import mark
 from casstore.gc.nodeset import NodeSet
 from casstore.model import PackRow, PackState, Quarantine, VersionRow
-from casstore.overlay import Tables
+from casstore.overlay import Changes, Tables
 from casstore.state import CHUNK, NODE, PACK, VERSION, ZERO
 from casstore.testing.checks import check_no_garbage, read_files, recount
 from casstore.testing.recipes import SMALL
@@ -184,6 +184,16 @@ class Fabricated:
 
     def delete(self, table: str, key: bytes) -> None:
         raise NotImplementedError
+
+    def get_many(self, table: str, keys: Sequence[bytes]) -> list[bytes | None]:
+        return [None for _ in keys]
+
+    def change(self, table: str, changes: Changes) -> None:
+        raise NotImplementedError
+
+    @property
+    def stamp(self) -> object:
+        return None
 
     def scan(
         self, table: str, *, prefix: bytes = b"", start: bytes = b"", reverse: bool = False

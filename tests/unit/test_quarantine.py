@@ -27,7 +27,7 @@ from casstore.cli import main
 from casstore.engine import Engine
 from casstore.errors import BackendError, ChunkMissingError, InvalidInputError
 from casstore.format.layout import PACK_PREFIX, pack_key
-from casstore.format.packs import FIRST_FRAME
+from casstore.format.packs import FIRST_FRAME, FRAME_HEADER
 from casstore.format.rows import decode_chunk
 from casstore.model import ChunkKind, Erase, Location
 from casstore.pack import PackWriter, encode_frame
@@ -39,7 +39,8 @@ from casstore.testing.recipes import SMALL
 
 Files = dict[str, bytes]
 
-FINE = replace(SMALL, frame_bytes=1024)
+FINE = replace(SMALL, frame_bytes=1024, chunker=replace(SMALL.chunker, algorithm="fastcdc-2020"))
+# The files below make lists of chunks of two levels when they are cut so.
 """so that a damaged frame takes little with it"""
 
 _random = random.Random(11)
@@ -73,11 +74,12 @@ class World:
         return self.path / pack_key(name)
 
     def rot(self, place: Location) -> None:
-        """Flip a bit in the frame of a chunk."""
+        """Flip a bit in a chunk, or in what its frame begins with, without which nothing in it can be read."""
         file = self.pack(place.pack)
         file.chmod(0o600)
         data = bytearray(file.read_bytes())
-        data[place.frame_offset + place.frame_stored - 1] ^= 4
+        plain = place.frame_stored == place.frame_raw + FRAME_HEADER.size
+        data[place.frame_offset + FRAME_HEADER.size + plain * place.offset] ^= 4
         file.write_bytes(data)
 
     def scratch(self, pack: Path) -> None:

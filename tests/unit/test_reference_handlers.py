@@ -899,14 +899,16 @@ def test_a_handler_of_an_installed_package_is_found(monkeypatch: pytest.MonkeyPa
     loads: list[object] = [lambda: Shelf(a=b"one"), Shelf(a=b"one"), Shelf]
     for found in loads:
         monkeypatch.setattr(registry_module, "_REGISTERED", {})
-        monkeypatch.setattr(registry_module, "entry_points", lambda *, group, name, found=found: [Point(lambda: found)])
+        monkeypatch.setattr(
+            "importlib.metadata.entry_points", lambda *, group, name, found=found: [Point(lambda: found)]
+        )
         assert len(resolve("shelf://box/")) == (0 if found is Shelf else 1)
 
     def broken() -> object:
         raise ImportError("no module")
 
     monkeypatch.setattr(registry_module, "_REGISTERED", {})
-    monkeypatch.setattr(registry_module, "entry_points", lambda *, group, name: [Point(broken)])
+    monkeypatch.setattr("importlib.metadata.entry_points", lambda *, group, name: [Point(broken)])
     with pytest.raises(UnsupportedSchemeError, match="cannot be loaded"):
         resolve("shelf://box/")
 

@@ -341,6 +341,9 @@ class Cramped:
         self.update(lambda _: None)
         self.base.reset()
 
+    def compact(self, share: float) -> int:
+        return self.base.compact(share)
+
     def close(self) -> None:
         self.base.close()
 

@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -27,7 +27,7 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from casstore import Artifact, BackendError, InvalidInputError, Store, StoreConfig, Version, reading
+from casstore import Artifact, BackendError, InvalidInputError, Store, StoreConfig, Version, filebatch, reading
 from casstore.cli import main
 from casstore.config import ChunkerParams, Runtime, Settings, file_system_of, system_micros
 from casstore.format.filerows import FILES, FileRow, Stamp, decode_file, encode_file, file_key
@@ -86,7 +86,24 @@ def opened(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Opened:
         return real(path, *rest, **options)  # type: ignore[arg-type]
 
     monkeypatch.setattr(os, "open", watching)
+    watch_batches(monkeypatch, lambda path: seen.paths.append(str(Path(path).relative_to(tree))))
     return seen
+
+
+def watch_batches(patch: pytest.MonkeyPatch, note: Callable[[str], object]) -> None:
+    """Tell of each file that is read among many, by the C extension."""
+    if filebatch._native is None:
+        return
+    real = filebatch._native.read_files
+
+    def watching(files: Sequence[tuple[bytes, int, int, int, int]], before: int, buffer: bytearray) -> list[int]:
+        ctimes: list[int] = real(files, before, buffer)
+        for (path, *_), ctime in zip(files, ctimes, strict=True):
+            if ctime >= 0:  # the others are opened again, one by one
+                note(os.fsdecode(path))
+        return ctimes
+
+    patch.setattr(filebatch._native, "read_files", watching)
 
 
 def runtime(ahead: int = LATER, kind: str = "ext4") -> Runtime:
@@ -152,6 +169,7 @@ def test_nothing_of_an_unchanged_tree_of_1000_files_is_opened(tmp_path: Path) ->
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(reading, "open_local", open_and_tell)
+        watch_batches(patch, seen.append)
         with Store.create(tmp_path / "store", settings=TUNING, runtime=runtime()) as store:
             first = log(store, tree)
             assert len(seen) == 1000
@@ -195,8 +213,9 @@ def test_another_process_reads_nothing_either(store: Store, tree: Path, opened: 
     script = f"""
 import json, os, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from casstore import Artifact, Store, reading
+from casstore import Artifact, Store, filebatch, reading
 from casstore.config import Runtime, system_micros
+filebatch._native = None
 seen, real = [], reading.open_local
 reading.open_local = lambda source: (seen.append(source.path), real(source))[1]
 world = Runtime(file_clock=lambda: system_micros() + {LATER}, file_system=lambda _: "ext4")
@@ -291,8 +310,9 @@ def test_each_part_of_the_stamp_counts(
     log(store, tree)
     opened.take()
     real = Stamp.of
-    odd = lambda info: replace(real(info), **{field_: getattr(real(info), field_) + 1})  # noqa: E731
+    odd = lambda info: real(info)._replace(**{field_: getattr(real(info), field_) + 1})  # noqa: E731
     monkeypatch.setattr(Stamp, "of", odd)
+    monkeypatch.setattr(filebatch, "_native", None)  # it makes stamps of its own
     log(store, tree)
     assert opened.take() == ALL
 
@@ -859,6 +879,7 @@ def play(grain: int, steps: list[tuple[str, str, str, int, int]], margin: int = 
         disk.root.mkdir()
         patch.setattr(Stamp, "of", disk.stamp)
         patch.setattr("casstore.statcache.MARGIN_NS", margin)
+        patch.setattr(filebatch, "_native", None)  # it would see the times of the real file system
         seen: list[str] = []
 
         def open_and_tell(source: LocalFile) -> BinaryIO:
@@ -1047,7 +1068,7 @@ def test_times_that_are_cut_to_seconds_are_not_believed_at_once(
 
     def coarse(info: os.stat_result) -> Stamp:
         stamp = real(info)
-        return replace(stamp, ctime_ns=stamp.ctime_ns // 10**9 * 10**9)
+        return stamp._replace(ctime_ns=stamp.ctime_ns // 10**9 * 10**9)
 
     monkeypatch.setattr(Stamp, "of", coarse)
     log(young, fresh)

@@ -9,7 +9,10 @@ import pytest
 
 from casstore import Artifact, IntegrityError, Store
 from casstore.chunks import ChunkWriter
+from casstore.format.rows import kind_of_row
 from casstore.model import ChunkKind
+from casstore.overlay import Overlay
+from casstore.state import CHUNK
 from casstore.testing.checks import check_no_garbage, recount
 from casstore.writer import Writer
 
@@ -56,6 +59,64 @@ def test_what_is_stored_again_by_somebody_else_is_a_claim_again(
         assert store.fsck(read_data=True).findings == []
 
 
+def claiming(store: Store, count: int) -> Writer:
+    """A session that claims some chunks, all of which are there."""
+    with store._engine.view.read() as tables:
+        digests = [digest for digest, row in tables.scan(CHUNK) if kind_of_row(row) is ChunkKind.DATA]
+    assert len(digests) >= count
+    writer = Writer(store._engine)
+    assert not writer.missing(digests)
+    return writer
+
+
+def looked_up(writer: Writer, monkeypatch: pytest.MonkeyPatch, gone: bytes = b"") -> tuple[int, set[bytes]]:
+    """How many chunks a commit at the head looks up, and the claims that broke.
+
+    ``gone``: what a transaction before it in the same segment has dropped.
+    """
+    with writer.engine.foresee(lambda _: ()) as tables:
+        assert isinstance(tables, Overlay)
+        if gone:
+            tables.delete(CHUNK, gone)
+        asked = 0
+        get = Overlay.get
+
+        def counting(self: Overlay, table: str, key: bytes) -> bytes | None:
+            nonlocal asked
+            asked += table == CHUNK
+            return get(self, table, key)
+
+        with monkeypatch.context() as patched:
+            patched.setattr(Overlay, "get", counting)
+            broken = writer._broken_claims(tables)
+        return asked, broken
+
+
+def test_a_commit_looks_only_at_claims_that_may_have_broken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else each commit of a large session takes as long as the session is large, and holds every other one up."""
+    with Store.open(tmp_path / "s", create=True) as store, Store.open(tmp_path / "s") as other:
+        many = Artifact("many")
+        for number in range(200):
+            many.add_bytes(b"%d" % number, f"f{number}")
+        store.log_artifact(many)
+        gone = other.log_artifact(artifact(b"to be collected", "gone"))
+        writer = claiming(store, 200)
+        try:
+            assert looked_up(writer, monkeypatch) == (0, set())
+            other.log_artifact(artifact(b"unrelated", "else"))
+            assert looked_up(writer, monkeypatch) == (0, set())
+            with store._engine.view.read() as tables:
+                victim = next(digest for digest in writer._claims if tables.get(CHUNK, digest))
+            # What another transaction of the same segment did is in no log yet.
+            assert looked_up(writer, monkeypatch, victim) == (1, {victim})
+            collect(other, gone.ref)
+            asked, broken = looked_up(writer, monkeypatch)
+            assert len(broken) == 1
+            assert asked == 1
+        finally:
+            writer.abandon()
+
+
 def test_a_view_is_kept_when_the_log_cannot_be_read(tmp_path: Path) -> None:
     """`rebuild_index` must not throw away a view that knows more than the damaged log can say."""
     with Store.open(tmp_path / "s", create=True) as store:
@@ -82,6 +143,7 @@ def test_an_interrupted_commit_keeps_its_packs(tmp_path: Path, monkeypatch: pyte
             raise KeyboardInterrupt
 
         monkeypatch.setattr(Writer, "_records", interrupted)
+        monkeypatch.setattr("casstore.writer.PARCEL_BYTES", -1)
         with pytest.raises(KeyboardInterrupt):
             store.log_artifact(artifact(b"content"))
         assert len([path for path in (tmp_path / "s" / "packs").rglob("*") if path.is_file()]) == 2

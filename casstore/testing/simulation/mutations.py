@@ -16,7 +16,7 @@ import casstore.gc
 import casstore.gc.clearance
 import casstore.state.transition
 from casstore.digest import checksum64
-from casstore.engine import Committed, Engine
+from casstore.engine import Committed, CondemnedError, Engine
 from casstore.errors import AlreadyExistsError, BackendError
 from casstore.format.layout import PACK_PREFIX, pack_key
 from casstore.format.rows import kind_of_row, pack_of_row, refcount, with_refcount
@@ -61,9 +61,8 @@ def applied(mutation: Mutation) -> Iterator[None]:
 
 
 def _hold_anything(right: Any) -> Any:
-    def hold(self: Any, digest: bytes) -> None:
-        if self.tables.get(CHUNK, digest) is not None:
-            right(self, digest)
+    def hold(self: Any, *digests: bytes) -> None:
+        right(self, *[digest for digest in digests if self.tables.get(CHUNK, digest) is not None])
 
     return hold
 
@@ -210,15 +209,23 @@ def _told_at_once(_: Any) -> Any:
 
 
 def _try_again(_: Any) -> Any:
-    def attempt(self: Any, group: list[Any]) -> bool:
+    def attempt(self: Any, group: Any) -> bool:
         self.view.refresh()
-        segment, pending = self._build(group)
+        try:
+            segment, pending, _ = self._prepared(group)
+        except CondemnedError:
+            self._discard(group)
+            return False
         if not pending:
             return True
+        if not self._stored(group, pending):
+            return all(request.done for request in group.requests)
+        if group.load is not None:
+            group.load.exposed = True
         try:
             chain = self.log.create(segment)
         except (AlreadyExistsError, BackendError):
-            for request in group:
+            for request in group.requests:
                 request.txid = self.runtime.random_bytes(16)
             return False
         self.view.fold([(segment, chain)])
