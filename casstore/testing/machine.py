@@ -42,6 +42,7 @@ from casstore.errors import (
 from casstore.format.layout import PACK_PREFIX
 from casstore.index import MemoryIndex
 from casstore.log import Log
+from casstore.parcels import Parcel
 from casstore.state import TABLES, state_hash
 from casstore.store import Store
 from casstore.testing.checks import check_no_garbage, read_files, recount, replayed, stored_digests, view_hash
@@ -323,7 +324,9 @@ class StoreMachine(RuleBasedStateMachine):
         engine = handle.engine
         commit = engine.commit
 
-        def late(build: Build, *, packs_since: int | None = None, asked: bool = False) -> Committed | None:
+        def late(
+            build: Build, *, packs_since: int | None = None, asked: bool = False, parcel: Parcel | None = None
+        ) -> Committed | None:
             engine.commit = commit  # type: ignore[method-assign]
             due, drafts = self._expected(other)
             self._erase(other, victim, number)
@@ -331,7 +334,7 @@ class StoreMachine(RuleBasedStateMachine):
             assert set(report.purged) == due
             self._purged(due, drafts)
             self._committed(other)
-            return commit(build, packs_since=packs_since, asked=asked)
+            return commit(build, packs_since=packs_since, asked=asked, parcel=parcel)
 
         engine.commit = late  # type: ignore[method-assign]
         self._log(handle, self._artifact(name, files), name, files)

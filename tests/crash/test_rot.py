@@ -1,8 +1,9 @@
 """Bit rot (I4 bytes, R5): no flipped bit goes unnoticed, none gives wrong bytes, none harms more than it must.
 
 A bit of every byte of every pack and of every log segment is flipped. What a file needs is known frame by frame, and
-in frames that are stored as they are chunk by chunk, so that for each flip exactly the files that cannot be read are foretold: those raise `IntegrityError` naming collection,
-version and path; all others are exact; `fsck` reports the damage. Segments repair themselves from their parity, and
+in frames that are stored as they are chunk by chunk, so that for each flip exactly the files that cannot be read are
+foretold: those raise `IntegrityError` naming collection, version and path; all others are exact; `fsck` reports the
+damage. Segments repair themselves from their parity, and
 `fsck` says so. Which bit of a byte is flipped goes round with its position.
 """
 
