@@ -87,7 +87,7 @@ byte late = NONE;               /* the pack somebody is about to unlink (NAME_RE
 #define placed(p) ((is(p,A) -> bA : 0) | (is(p,N) -> bN : 0) | (is(p,B) -> bB : 0))
 #define livem(p)  (((is(p,A) && rc[A] > 0) -> bA : 0) | ((is(p,N) && rc[N] > 0) -> bN : 0) | ((is(p,B) && rc[B] > 0) -> bB : 0))
 #define dead(p)   (placed(p) & ~livem(p) & 7)
-/* anything in a live pack that is dead or a second copy is garbage; a damaged frame is left alone (_Mover._frame) */
+/* anything in a live pack that is dead or a second copy is garbage; a damaged frame is left alone (Mover._copy) */
 #ifdef COPY_UNVERIFIED
 #define movable(p) true
 #else
