@@ -435,17 +435,13 @@ class ChunkWriter:
             upload, self._upload = self._upload, None
             upload.result()
 
-    def close(self, notes: Sequence[VersionNote] = ()) -> None:
-        """Begin to publish what is left."""
+    def finish(self, notes: Sequence[VersionNote] = ()) -> list[AddPack]:
+        """Publish what is left; returns the records of all packs since the last call, durable now."""
         self._close_frame()
         while self._frames:
             self._take_frame()
         if len(self._pack):
             self._close_pack(notes)
-
-    def finish(self, notes: Sequence[VersionNote] = ()) -> list[AddPack]:
-        """Publish what is left; returns the records of all packs since the last call, durable now."""
-        self.close(notes)
         self._wait()
         records, self._records = self._records, []
         return records
