@@ -6,7 +6,6 @@ care that `casstore.reading` and `casstore.checkout.writing` have for each.
 
 from __future__ import annotations
 
-import importlib
 import os
 import stat
 import sys
@@ -15,14 +14,10 @@ from typing import Any
 
 from casstore.digest import Buffer
 from casstore.format.filerows import Stamp
+from casstore.native import extension
 from casstore.sources import LocalFile, Signature, encoded
 
-_native: Any
-try:
-    # Not an import statement: import-linter cannot see extension modules and takes it for one of the whole package.
-    _native = importlib.import_module("casstore._files")
-except ImportError:  # no compiler when casstore was installed
-    _native = None
+_native: Any = extension("_files")
 
 _UTF8 = sys.getfilesystemencoding() == "utf-8"
 

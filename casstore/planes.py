@@ -7,13 +7,13 @@ specification; the extension does the same, 20 to 70 times faster and without th
 
 from __future__ import annotations
 
-import importlib
 import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import chain
 
 from casstore.digest import Buffer
+from casstore.native import extension
 
 WIDTHS = (2, 4, 8)
 SAMPLE_MOST = 16 * 1024
@@ -76,10 +76,5 @@ join: Callable[[Sequence[Buffer]], bytes] = _join
 estimate: Callable[[Buffer], tuple[int, ...]] = _estimate
 COMPILED = False
 """whether the extension does the work"""
-try:
-    # Not an import statement: import-linter cannot see extension modules and takes it for one of the whole package.
-    _compiled = importlib.import_module("casstore._planes")
-except ImportError:  # no compiler when casstore was installed
-    pass
-else:
+if (_compiled := extension("_planes")) is not None:
     split, join, estimate, COMPILED = _compiled.split, _compiled.join, _compiled.estimate, True

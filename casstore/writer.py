@@ -118,13 +118,10 @@ class Writer:
 
         They are copied: what they are in may be written to again.
         """
-        own, add = self._own, self._writers[ChunkKind.DATA].add
         missing = self.missing([digest for digest, _ in chunks])
         for digest, data in chunks if missing else ():
-            if digest in missing and digest not in own:
-                own.add(digest)
-                self.new_bytes += len(data)
-                add(digest, bytes(data))
+            if digest in missing:
+                self.put(digest, data)
 
     def missing(self, digests: Sequence[bytes]) -> set[bytes]:
         """Those of some data digests that this session must store; the others become claims."""
@@ -146,11 +143,11 @@ class Writer:
         return absent
 
     def put(self, digest: bytes, data: Buffer) -> None:
-        """Store a data chunk that `missing` named."""
+        """Store a data chunk that `missing` named; a copy of it."""
         if digest not in self._own:
             self._own.add(digest)
             self.new_bytes += len(data)
-            self._writers[ChunkKind.DATA].add(digest, data)
+            self._writers[ChunkKind.DATA].add(digest, bytes(data))
 
     def put_node(self, data: bytes, children: tuple[bytes, ...]) -> bytes:
         """Store a tree node unless it is known; returns its digest. Children come before their parents."""

@@ -39,46 +39,41 @@ class Chunker(Protocol):
         ...
 
 
+class _ByContent:
+    """Boundaries follow content, so an insertion moves few of them; found by a kernel."""
+
+    __slots__ = ()
+    params: ChunkerParams
+    _kernel: Kernel
+
+    @property
+    def kernel(self) -> str:
+        """See `Chunker.kernel`."""
+        return self._kernel.name
+
+    def boundaries(self, data: Buffer, *, final: bool) -> list[int]:
+        """See `Chunker.boundaries`."""
+        params = self.params
+        return self._kernel.boundaries(data, params.minimum, params.average, params.maximum, final)
+
+    def __reduce__(self) -> tuple[type[_ByContent], tuple[ChunkerParams]]:
+        return type(self), (self.params,)  # the kernel is chosen where it is unpickled
+
+
 @dataclass(frozen=True, slots=True)
-class Gated:
-    """``gated-2026``: boundaries follow content, so an insertion moves few of them; vectorised."""
+class Gated(_ByContent):
+    """``gated-2026``: vectorised."""
 
     params: ChunkerParams
     _kernel: Kernel = field(init=False, repr=False, compare=False, default_factory=gated.selected)
 
-    @property
-    def kernel(self) -> str:
-        """See `Chunker.kernel`."""
-        return self._kernel.name
-
-    def boundaries(self, data: Buffer, *, final: bool) -> list[int]:
-        """See `Chunker.boundaries`."""
-        params = self.params
-        return self._kernel.boundaries(data, params.minimum, params.average, params.maximum, final)
-
-    def __reduce__(self) -> tuple[type[Gated], tuple[ChunkerParams]]:
-        return Gated, (self.params,)  # the kernel is chosen where it is unpickled
-
 
 @dataclass(frozen=True, slots=True)
-class FastCDC:
-    """``fastcdc-2020``: as `Gated`, one byte at a time; of stores that were made with it."""
+class FastCDC(_ByContent):
+    """``fastcdc-2020``: one byte at a time; of stores that were made with it."""
 
     params: ChunkerParams
     _kernel: Kernel = field(init=False, repr=False, compare=False, default_factory=fastcdc.selected)
-
-    @property
-    def kernel(self) -> str:
-        """See `Chunker.kernel`."""
-        return self._kernel.name
-
-    def boundaries(self, data: Buffer, *, final: bool) -> list[int]:
-        """See `Chunker.boundaries`."""
-        params = self.params
-        return self._kernel.boundaries(data, params.minimum, params.average, params.maximum, final)
-
-    def __reduce__(self) -> tuple[type[FastCDC], tuple[ChunkerParams]]:
-        return FastCDC, (self.params,)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,8 +11,9 @@ from __future__ import annotations
 
 import hashlib
 
-from casstore.chunker.kernels import Boundaries, Kernel, choose, compiled
+from casstore.chunker.kernels import Boundaries, Kernel, choose, cut_all
 from casstore.digest import Buffer
+from casstore.native import extension
 
 ALGORITHM = "fastcdc-2020"
 HASH_BITS = 64
@@ -62,24 +63,7 @@ def boundaries(data: Buffer, minimum: int, average: int, maximum: int, final: bo
             f"chunk sizes {minimum} <= {average} <= {maximum} must rise from 1 to 2**30, "
             f"and the average be at least {SMALLEST_AVERAGE}"
         )
-    with memoryview(data) as view:
-        if not view.c_contiguous:
-            raise BufferError("the buffer is not contiguous")
-        size = view.nbytes
-        if not size:
-            return []
-        ends: list[int] = []
-        start = 0
-        with view.cast("B") as octets:
-            while start < size:
-                length = _first_cut(octets[start : start + maximum], minimum, average, maximum)
-                if not length:
-                    if not final:
-                        break
-                    length = size - start
-                start += length
-                ends.append(start)
-    return ends
+    return cut_all(data, maximum, lambda window: _first_cut(window, minimum, average, maximum), final=final)
 
 
 def _first_cut(window: memoryview, minimum: int, average: int, maximum: int) -> int:
@@ -96,7 +80,7 @@ def _first_cut(window: memoryview, minimum: int, average: int, maximum: int) -> 
 
 
 def _kernels() -> dict[str, Boundaries]:
-    module = compiled("_gear")
+    module = extension("chunker._gear")
     return ({} if module is None else {"c": module.boundaries}) | {"python": boundaries}
 
 

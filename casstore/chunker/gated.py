@@ -14,8 +14,9 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Self
 
-from casstore.chunker.kernels import Boundaries, Kernel, choose, compiled
+from casstore.chunker.kernels import Boundaries, Kernel, choose, cut_all
 from casstore.digest import Buffer
+from casstore.native import extension
 from casstore.values import dataclass
 
 ALGORITHM = "gated-2026"
@@ -95,24 +96,7 @@ def boundaries(data: Buffer, minimum: int, average: int, maximum: int, final: bo
     """
     if not SMALLEST_MINIMUM <= minimum <= average <= maximum <= LARGEST_MAXIMUM:
         raise ValueError(f"chunk sizes {minimum} <= {average} <= {maximum} must rise from {SMALLEST_MINIMUM} to 2**30")
-    with memoryview(data) as view:
-        if not view.c_contiguous:
-            raise BufferError("the buffer is not contiguous")
-        size = view.nbytes
-        if not size:
-            return []
-        ends: list[int] = []
-        start = 0
-        with view.cast("B") as octets:
-            while start < size:
-                length = _first_cut(octets[start : start + maximum], minimum, average, maximum)
-                if not length:
-                    if not final:
-                        break
-                    length = size - start
-                start += length
-                ends.append(start)
-    return ends
+    return cut_all(data, maximum, lambda window: _first_cut(window, minimum, average, maximum), final=final)
 
 
 def _first_cut(window: memoryview, minimum: int, average: int, maximum: int) -> int:
@@ -167,7 +151,7 @@ def strong(octets: Buffer) -> int:
 
 
 def _kernels() -> dict[str, Boundaries]:
-    module = compiled("_gated")
+    module = extension("chunker._gated")
     names = () if module is None else module.kernels()
     return {name: getattr(module, f"boundaries_{name}") for name in names} | {"python": boundaries}
 

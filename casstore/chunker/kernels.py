@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable, Mapping
-from types import ModuleType
 
 from casstore.config import environment
 from casstore.digest import Buffer
@@ -25,13 +23,30 @@ class Kernel:
     boundaries: Boundaries
 
 
-def compiled(name: str) -> ModuleType | None:
-    """An extension module of this package; None where it was not built."""
-    try:
-        # Not an import statement: import-linter cannot see extension modules and takes it for one of the whole package.
-        return importlib.import_module(f"casstore.chunker.{name}")
-    except ImportError:  # no compiler when casstore was installed
-        return None
+def cut_all(data: Buffer, maximum: int, first_cut: Callable[[memoryview], int], *, final: bool) -> list[int]:
+    """The cuts of a buffer, one after the other.
+
+    ``first_cut`` gives the length of the first chunk in at most ``maximum`` bytes, or 0 when more data could still
+    decide. Raises ``TypeError`` for what is no buffer, ``BufferError`` for one with gaps.
+    """
+    with memoryview(data) as view:
+        if not view.c_contiguous:
+            raise BufferError("the buffer is not contiguous")
+        size = view.nbytes
+        if not size:
+            return []
+        ends: list[int] = []
+        start = 0
+        with view.cast("B") as octets:
+            while start < size:
+                length = first_cut(octets[start : start + maximum])
+                if not length:
+                    if not final:
+                        break
+                    length = size - start
+                start += length
+                ends.append(start)
+    return ends
 
 
 def choose(algorithm: str, kernels: Mapping[str, Boundaries]) -> Kernel:

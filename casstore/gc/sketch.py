@@ -8,11 +8,11 @@ the share of picks that two chunks have in common is, on average, the share of s
 
 from __future__ import annotations
 
-import importlib
 from array import array
 from collections.abc import Callable, Sequence
 
 from casstore.digest import Buffer
+from casstore.native import extension
 
 FEATURES = 16
 SIZE = FEATURES * 4
@@ -25,11 +25,8 @@ SCATTER = 0x9E3779B1
 _WORD = (1 << 32) - 1
 _LONG = (1 << 64) - 1
 
-_compiled: Callable[[Buffer], bytes] | None
-try:
-    _compiled = importlib.import_module("casstore.gc._sketch").features
-except ImportError:  # no compiler when casstore was installed
-    _compiled = None
+_module = extension("gc._sketch")
+_compiled: Callable[[Buffer], bytes] | None = None if _module is None else _module.features
 
 
 def _mix(number: int) -> int:

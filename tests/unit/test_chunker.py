@@ -23,9 +23,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from casstore.chunker import Chunker, FastCDC, Fixed, Gated, chunker_for, fastcdc, gated, kernel
-from casstore.chunker.kernels import NAMES, Boundaries, compiled
+from casstore.chunker.kernels import NAMES, Boundaries
 from casstore.config import KIB, ChunkerParams
 from casstore.errors import InvalidInputError, UnsupportedFormatError
+from casstore.native import extension
 
 GOLDEN = Path(__file__).parents[1] / "golden"
 MODULES: dict[str, ModuleType] = {gated.ALGORITHM: gated, fastcdc.ALGORITHM: fastcdc}
@@ -299,7 +300,7 @@ class TestConstants:
     @needs_c
     def test_gear_table_is_its_formula(self) -> None:
         expected = [hashlib.sha256(b"casstore gear" + bytes([i])).digest()[:8] for i in range(256)]
-        assert [value.to_bytes(8, "little") for value in compiled("_gear").table()] == expected  # type: ignore[union-attr]
+        assert [value.to_bytes(8, "little") for value in extension("chunker._gear").table()] == expected  # type: ignore[union-attr]
         assert [value.to_bytes(8, "little") for value in fastcdc.GEAR] == expected
 
     def test_multiplier_and_keys_are_their_formulas(self) -> None:
@@ -307,7 +308,7 @@ class TestConstants:
         keys = [hashlib.sha256(b"casstore cut" + bytes([k])).digest()[:8] for k in range(9)]
         expected = (multiplier, *(int.from_bytes(key, "little") | 1 for key in keys))
         assert (gated.MULTIPLIER, *gated.KEYS) == expected
-        module = compiled("_gated")
+        module = extension("chunker._gated")
         if module is not None:
             assert module.constants() == expected
 
@@ -378,7 +379,7 @@ class TestChoice:
 
     @needs_c
     def test_the_extension_says_what_this_machine_can(self) -> None:
-        module = compiled("_gated")
+        module = extension("chunker._gated")
         assert module is not None
         assert list(gated.KERNELS) == [*module.kernels(), "python"]
         assert module.kernels()[-1] == "c"

@@ -1,0 +1,15 @@
+"""The C extensions, each optional: whoever asks has the same in Python, bit for bit."""
+
+from __future__ import annotations
+
+import importlib
+from types import ModuleType
+
+
+def extension(name: str) -> ModuleType | None:
+    """An extension module of this package, such as ``_files`` or ``chunker._gear``; None where it was not built."""
+    try:
+        # Not an import statement: import-linter cannot see extension modules and takes it for one of the whole package.
+        return importlib.import_module(f"casstore.{name}")
+    except ImportError:  # no compiler when casstore was installed
+        return None
