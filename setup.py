@@ -28,6 +28,22 @@ setup(
             optional=True,  # without it small files are read and written one by one
         ),
         Extension(
+            "casstore._scan",
+            sources=["casstore/_scan.c"],
+            define_macros=[("Py_LIMITED_API", "0x030B0000")],
+            extra_compile_args=["-O2"],
+            py_limited_api=True,
+            optional=True,  # without it directories are read, and files looked up, one by one
+        ),
+        Extension(
+            "casstore._process",
+            sources=["casstore/_process.c"],
+            define_macros=[("Py_LIMITED_API", "0x030B0000")],
+            extra_compile_args=["/O2"] if sys.platform == "win32" else ["-O2"],
+            py_limited_api=True,
+            optional=True,  # without it the command line does the same through ctypes
+        ),
+        Extension(
             "casstore._planes",
             sources=["casstore/_planes.c"],
             define_macros=[("Py_LIMITED_API", "0x030B0000")],

@@ -2,6 +2,7 @@
 
     benchmarks/codecs.py numbers      planes against zstd alone, on arrays of numbers and on what is none
     benchmarks/codecs.py levels       zstd levels on frames of three sizes
+    benchmarks/codecs.py parameters   what casstore compresses frames with, and its neighbours
     benchmarks/codecs.py sizes        stored bytes of several versions by chunk average, frame size and level; no store
 
 Nothing is written to disk, so the times are of the processor alone: seconds of the thread for each 10⁹ bytes of
@@ -165,6 +166,43 @@ def levels() -> None:
             print()
 
 
+def parameters() -> None:
+    tables = (
+        (zstandard.STRATEGY_DFAST, 17, 16, 5),  # level 3
+        (zstandard.STRATEGY_DFAST, 16, 15, 5),
+        (zstandard.STRATEGY_DFAST, 15, 14, 5),
+        (zstandard.STRATEGY_DFAST, 14, 13, 5),
+        (zstandard.STRATEGY_DFAST, 15, 14, 6),
+        (zstandard.STRATEGY_FAST, 15, 14, 5),
+        (zstandard.STRATEGY_FAST, 14, 14, 6),
+        (zstandard.STRATEGY_FAST, 14, 14, 7),  # level 1
+    )
+    for name in ("wheel", "sdist", "small"):
+        plain = [b"".join(group) for group in framed(chunks(DATA[name](), 32 * KIB), 256 * KIB)]
+        total = sum(map(len, plain))
+        for strategy, hash_log, chain_log, min_match in tables:
+            params = zstandard.ZstdCompressionParameters(
+                strategy=strategy,
+                window_log=19,
+                hash_log=hash_log,
+                chain_log=chain_log,
+                search_log=1,
+                min_match=min_match,
+                target_length=0,
+                write_checksum=False,
+            )
+            compress = zstandard.ZstdCompressor(compression_params=params).compress
+            packed = [compress(data) for data in plain]
+            encode = seconds(partial(compress_all, compress, plain))
+            decode = seconds(partial(compress_all, zstandard.ZstdDecompressor().decompress, packed))
+            print(
+                f"{name:8} strategy {strategy} 2^{hash_log} 2^{chain_log} matches of {min_match}"
+                f"  {sum(map(len, packed)) / total:.4f}"
+                f"  encode {encode * 1e9 / total:.2f}  decode {decode * 1e9 / total:.2f}",
+                flush=True,
+            )
+
+
 def sizes() -> None:
     trees: dict[str, Callable[[], list[Path]]] = {
         "sdist": lambda: corpora.releases("Django", SOURCES, wheel=False),
@@ -187,7 +225,7 @@ def sizes() -> None:
             print()
 
 
-PARTS = {"numbers": numbers, "levels": levels, "sizes": sizes}
+PARTS = {"numbers": numbers, "levels": levels, "parameters": parameters, "sizes": sizes}
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from casstore import Artifact, Store
 from casstore.chunker import chunker_for
 from casstore.codec import ZstdCodec
 from casstore.config import MIB, ChunkerParams, boot_id
-from casstore.digest import hash_function
+from casstore.digest import hash_function, piecewise
 from casstore.gc.mark import mark
 from casstore.index.lmdb_index import LmdbIndex
 from casstore.pack import decode_frame, encode_frame
@@ -65,6 +65,16 @@ def test_hash(benchmark: Benchmark, algorithm: str, size: int) -> None:
     hash_bytes = hash_function(algorithm)
     benchmark.extra_info["bytes"] = size * len(pieces)
     benchmark(lambda: [hash_bytes(piece) for piece in pieces])
+
+
+@pytest.mark.parametrize("algorithm", ["blake3", "xxh3-128", "sha256"])
+@pytest.mark.parametrize("size", [4096, CHUNK])
+def test_hash_pieces(benchmark: Benchmark, algorithm: str, size: int) -> None:
+    """As chunks of files that are read are hashed: many of a buffer in one call."""
+    data = random_bytes(4 * MIB)
+    starts, ends = range(0, len(data), size), range(size, len(data) + 1, size)
+    benchmark.extra_info["bytes"] = len(data)
+    benchmark(piecewise(algorithm), data, starts, ends)
 
 
 def frame_parts(content: Callable[[int], bytes]) -> list[tuple[bytes, bytes]]:

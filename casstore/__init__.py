@@ -14,8 +14,8 @@ Names are imported when they are first used, so that ``casstore --version`` need
 """
 
 from importlib import import_module
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False  # as in `typing`, which need not be imported for it
 if TYPE_CHECKING:
     from casstore.ageing import ExpiredVersion, ExpireReport, RetainedVersion, RetentionReport, TtlChange
     from casstore.artifact import Artifact

@@ -21,6 +21,9 @@
 #define RELEASE_GIL_FROM (32 * 1024)
 
 #define WIDEST 8
+#define MOST_ROOM 4096
+/* What is joined and compared at a time: all of it fits the fastest cache. A multiple of every width. */
+#define COMPARED 4096
 #define SAMPLE_MOST (16 * 1024)
 #define UNIT 65536.0
 
@@ -166,40 +169,93 @@ join_rows(const Py_buffer *views, int width, uint8_t *to, Py_ssize_t size)
 }
 
 PyDoc_STRVAR(split_doc,
-"split(data, width)\n--\n\n"
-"The planes of data, one after another; the same as casstore.planes.split.");
+"split(data, width, room=0)\n--\n\n"
+"The planes of data, one after another, behind so many zeros; the same as casstore.planes.split.");
 
 static PyObject *
 split(PyObject *module, PyObject *args)
 {
     PyObject *data, *result;
     Py_buffer view;
+    Py_ssize_t room = 0;
     int width;
 
     (void)module;
-    if (!PyArg_ParseTuple(args, "Oi:split", &data, &width)) {
+    if (!PyArg_ParseTuple(args, "Oi|n:split", &data, &width, &room)) {
         return NULL;
     }
     if (!is_width(width)) {
         return PyErr_Format(PyExc_ValueError, "planes are 2, 4 or 8, not %d", width);
     }
+    if (room < 0 || room > MOST_ROOM) {
+        return PyErr_Format(PyExc_ValueError, "room is for 0 to %d bytes, not %zd", MOST_ROOM, room);
+    }
     if (PyObject_GetBuffer(data, &view, PyBUF_SIMPLE) < 0) {
         return NULL;
     }
-    result = PyBytes_FromStringAndSize(NULL, view.len);
+    if (view.len > PY_SSIZE_T_MAX - room) {
+        PyBuffer_Release(&view);
+        return PyErr_NoMemory();
+    }
+    result = PyByteArray_FromStringAndSize(NULL, room + view.len);
     if (result != NULL) {
-        uint8_t *to = (uint8_t *)PyBytes_AsString(result);
+        uint8_t *to = (uint8_t *)PyByteArray_AsString(result);
+        memset(to, 0, (size_t)room);
         if (view.len < RELEASE_GIL_FROM) {
-            split_rows(view.buf, view.len, width, to);
+            split_rows(view.buf, view.len, width, to + room);
         }
         else {
             Py_BEGIN_ALLOW_THREADS
-            split_rows(view.buf, view.len, width, to);
+            split_rows(view.buf, view.len, width, to + room);
             Py_END_ALLOW_THREADS
         }
     }
     PyBuffer_Release(&view);
     return result;
+}
+
+/* Takes the planes that a sequence has; how many, or -1. The caller releases `*open` views in either case. */
+static int
+planes_of(PyObject *planes, Py_buffer *views, int *open, Py_ssize_t *size)
+{
+    Py_ssize_t width = PySequence_Size(planes);
+
+    if (width < 0) {
+        return -1;
+    }
+    if (width > WIDEST || !is_width((int)width)) {
+        PyErr_Format(PyExc_ValueError, "planes are 2, 4 or 8, not %zd", width);
+        return -1;
+    }
+    for (; *open < width; ++*open) {
+        PyObject *item = PySequence_GetItem(planes, *open);
+        int status = item == NULL ? -1 : PyObject_GetBuffer(item, &views[*open], PyBUF_SIMPLE);
+        Py_XDECREF(item);
+        if (status < 0) {
+            return -1;
+        }
+        *size += views[*open].len;
+    }
+    for (int i = 0; i < width; i++) {
+        if (views[i].len != plane_size(*size, (int)width, i)) {
+            PyErr_SetString(PyExc_ValueError, "planes of these sizes are of no bytes");
+            return -1;
+        }
+    }
+    return (int)width;
+}
+
+static void
+join_views(const Py_buffer *views, int width, uint8_t *to, Py_ssize_t size)
+{
+    if (size < RELEASE_GIL_FROM) {
+        join_rows(views, width, to, size);
+    }
+    else {
+        Py_BEGIN_ALLOW_THREADS
+        join_rows(views, width, to, size);
+        Py_END_ALLOW_THREADS
+    }
 }
 
 PyDoc_STRVAR(join_doc,
@@ -211,49 +267,105 @@ join(PyObject *module, PyObject *planes)
 {
     Py_buffer views[WIDEST];
     PyObject *result = NULL;
-    Py_ssize_t width, size = 0;
-    int open = 0;
+    Py_ssize_t size = 0;
+    int open = 0, width = planes_of(planes, views, &open, &size);
 
     (void)module;
-    width = PySequence_Size(planes);
-    if (width < 0) {
-        return NULL;
-    }
-    if (width > WIDEST || !is_width((int)width)) {
-        return PyErr_Format(PyExc_ValueError, "planes are 2, 4 or 8, not %zd", width);
-    }
-    for (; open < width; open++) {
-        PyObject *item = PySequence_GetItem(planes, open);
-        int status = item == NULL ? -1 : PyObject_GetBuffer(item, &views[open], PyBUF_SIMPLE);
-        Py_XDECREF(item);
-        if (status < 0) {
-            goto done;
-        }
-        size += views[open].len;
-    }
-    for (int i = 0; i < width; i++) {
-        if (views[i].len != plane_size(size, (int)width, i)) {
-            PyErr_SetString(PyExc_ValueError, "planes of these sizes are of no bytes");
-            goto done;
+    if (width > 0) {
+        result = PyBytes_FromStringAndSize(NULL, size);
+        if (result != NULL) {
+            join_views(views, width, (uint8_t *)PyBytes_AsString(result), size);
         }
     }
-    result = PyBytes_FromStringAndSize(NULL, size);
-    if (result != NULL) {
-        uint8_t *to = (uint8_t *)PyBytes_AsString(result);
-        if (size < RELEASE_GIL_FROM) {
-            join_rows(views, (int)width, to, size);
-        }
-        else {
-            Py_BEGIN_ALLOW_THREADS
-            join_rows(views, (int)width, to, size);
-            Py_END_ALLOW_THREADS
-        }
-    }
-done:
     while (open > 0) {
         PyBuffer_Release(&views[--open]);
     }
     return result;
+}
+
+PyDoc_STRVAR(join_into_doc,
+"join_into(planes, target)\n--\n\n"
+"As `join`, into memory of that size, no part of which is in a plane; the same as casstore.planes.join_into.");
+
+static PyObject *
+join_into(PyObject *module, PyObject *args)
+{
+    Py_buffer views[WIDEST], target;
+    PyObject *planes, *result = NULL;
+    Py_ssize_t size = 0;
+    int open = 0, width;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "Ow*:join_into", &planes, &target)) {
+        return NULL;
+    }
+    width = planes_of(planes, views, &open, &size);
+    if (width > 0 && size != target.len) {
+        PyErr_Format(PyExc_ValueError, "planes of %zd bytes do not fill %zd", size, target.len);
+    }
+    else if (width > 0) {
+        join_views(views, width, target.buf, size);
+        result = Py_None;
+        Py_INCREF(result);
+    }
+    while (open > 0) {
+        PyBuffer_Release(&views[--open]);
+    }
+    PyBuffer_Release(&target);
+    return result;
+}
+
+/* Whether the planes are those of some bytes, which are not written anywhere on the way. */
+static int
+are_planes_of(const Py_buffer *views, int width, const uint8_t *plain, Py_ssize_t size)
+{
+    uint8_t joined[COMPARED];
+    Py_buffer rest[WIDEST];
+
+    memcpy(rest, views, sizeof rest[0] * (size_t)width);
+    for (Py_ssize_t at = 0; at < size; at += COMPARED) {
+        Py_ssize_t count = size - at < COMPARED ? size - at : COMPARED;
+        for (int i = 0; i < width; i++) {
+            rest[i].buf = (uint8_t *)views[i].buf + at / width;
+        }
+        join_rows(rest, width, joined, count);
+        if (memcmp(joined, plain + at, (size_t)count) != 0) {
+            return 0;
+        }
+    }
+    return 1;
+}
+
+PyDoc_STRVAR(matches_doc,
+"matches(planes, data)\n--\n\n"
+"Whether a sequence of planes is that of data; the same as casstore.planes.matches.");
+
+static PyObject *
+matches(PyObject *module, PyObject *args)
+{
+    Py_buffer views[WIDEST], plain;
+    PyObject *planes;
+    Py_ssize_t size = 0;
+    int open = 0, same = -1, width;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "Oy*:matches", &planes, &plain)) {
+        return NULL;
+    }
+    width = planes_of(planes, views, &open, &size);
+    if (width > 0 && size != plain.len) {
+        same = 0;
+    }
+    else if (width > 0) {
+        Py_BEGIN_ALLOW_THREADS
+        same = are_planes_of(views, width, plain.buf, size);
+        Py_END_ALLOW_THREADS
+    }
+    while (open > 0) {
+        PyBuffer_Release(&views[--open]);
+    }
+    PyBuffer_Release(&plain);
+    return same < 0 ? NULL : PyBool_FromLong(same);
 }
 
 /* Bits that an entropy coder needs for bytes that occur so often, in 1/UNIT. */
@@ -324,6 +436,8 @@ estimate(PyObject *module, PyObject *data)
 static PyMethodDef methods[] = {
     {"split", split, METH_VARARGS, split_doc},
     {"join", join, METH_O, join_doc},
+    {"join_into", join_into, METH_VARARGS, join_into_doc},
+    {"matches", matches, METH_VARARGS, matches_doc},
     {"estimate", estimate, METH_O, estimate_doc},
     {NULL, NULL, 0, NULL},
 };

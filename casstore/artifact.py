@@ -35,7 +35,7 @@ from casstore.names import (
     is_text,
     ttl_seconds,
 )
-from casstore.reference import ALLOW, MAX_OBJECTS, TIMEOUT, Access, last_part, resolve, scheme_of, shown
+from casstore.reference import ALLOW, MAX_OBJECTS, TIMEOUT, Access
 from casstore.sources import (
     COPY_BYTES,
     EMPTY,
@@ -333,7 +333,10 @@ class Artifact:
         globs = Globs(include, exclude)
         scan = Scan(local, symlinks, globs, allow_outside=allow_outside, keep_mode=keep_mode, trusted=trust_mtime)
         found = scan.run(keep_empty_dirs=keep_empty_dirs)
-        self._insert({check_path(prefix + relative): source for relative, source in found}, overwrite=merge)
+        for path in scan.odd if not prefix else [prefix + relative for relative, _ in found]:
+            check_path(path)
+        sources = {prefix + relative: source for relative, source in found} if prefix else dict(found)
+        self._insert(sources, overwrite=merge, alone=True)
 
     def add_entry(
         self,
@@ -383,6 +386,8 @@ class Artifact:
         or password, a signed URL), `LimitError` for more than ``max_objects``, `UnsupportedSchemeError`,
         `ReferenceMissingError`, `RefusedError`, `BackendError`, and as `add_file`.
         """
+        from casstore.reference import last_part, resolve, shown
+
         self._check_open()
         limit = MAX_OBJECTS if max_objects is None else max_objects
         access = Access(on_private_address=on_private_address, timeout=timeout)
@@ -407,9 +412,18 @@ class Artifact:
         self._insert(found, overwrite=overwrite)
         return [self._entry(path) for path in found]
 
-    def _insert(self, found: dict[str, Source], *, overwrite: bool) -> None:
-        """Add sources if all of them can be; the one place where a draft grows."""
+    def _insert(self, found: dict[str, Source], *, overwrite: bool, alone: bool = False) -> None:
+        """Add sources if all of them can be; the one place where a draft grows.
+
+        ``alone``: none of them is in the way of another, as all were found in one directory tree.
+        """
         self._check_open()
+        if alone and not self._sources and not self._removed and self._base is None:
+            self._sources = found
+            for parent, count in Counter([path.rpartition("/")[0] for path in found]).items():
+                for directory in (*ancestors(parent), parent) if parent else ():
+                    self._directories[directory] += count
+            return
         new: dict[str, Source] = {}
         filled: dict[str, None] = {}
         above: set[str] = set()
@@ -595,6 +609,10 @@ class Artifact:
 
     # --- for ingest
 
+    def changed(self) -> int:
+        """How many paths differ from the base, at most."""
+        return len(self._sources) + len(self._removed)
+
     def changes(self) -> list[tuple[str, Source | None]]:
         """Paths that differ from the base, in byte order, with their new content or None."""
         changes: dict[str, Source | None] = {path: None for path in self._removed if path not in self._sources}
@@ -619,6 +637,8 @@ def referred_files(artifact: Artifact) -> Iterator[str]:
     """URIs of local files that a draft refers to, without those of its base."""
     for source in artifact._sources.values():  # noqa: SLF001
         if isinstance(source, Referred | Taken) and source.entry.uri is not None:
+            from casstore.reference import scheme_of
+
             uri = source.entry.uri
             if scheme_of(uri) == "file":
                 yield uri

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import threading
 from collections import OrderedDict, deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -9,7 +10,7 @@ from concurrent.futures import Executor, Future
 from dataclasses import field
 from typing import NamedTuple, cast
 
-from casstore.backend import Backend
+from casstore.backend import Backend, ReadsInto
 from casstore.codec import Codec
 from casstore.digest import Buffer
 from casstore.errors import CasstoreError, ChunkMissingError, DigestMismatchError, IntegrityError, NotFoundError
@@ -21,6 +22,7 @@ from casstore.pack import (
     PackWriter,
     SealedPack,
     decode_frame,
+    decode_frame_into,
     decode_frame_start,
     encode_frame,
     slice_chunk,
@@ -34,9 +36,9 @@ HEADER = FRAME_HEADER.size
 READ_SPAN = 8 * 1024 * 1024
 """frames of one pack closer than `READ_GAP` are read together, up to this many bytes"""
 READ_GAP = 64 * 1024
+INTO_SPAN = 2 * 1024 * 1024
+"""so many where they are decoded to their place, while they are in the processor's cache"""
 CACHE_BYTES = 16 * 1024 * 1024
-UPLOAD_SHARE = 4
-"""a pack is gathered up to this part of its size while the one before it is being uploaded"""
 LOOKS = 4
 """times a chunk is looked up again because its pack moved while it was being read"""
 
@@ -72,6 +74,33 @@ class Views:
             return self.found[digest]
         except KeyError:
             raise self.failed[digest] from None
+
+
+class Spare:
+    """Memory that is used again and again: what was written to before costs no page faults. Thread-safe.
+
+    It begins at a page, and its content is undefined.
+    """
+
+    def __init__(self, usual: int) -> None:
+        """``usual``: bytes that are asked for; what is not touched of them costs nothing."""
+        self._usual = usual
+        self._free: list[mmap.mmap] = []
+
+    def take(self, size: int) -> mmap.mmap:
+        """At least so many bytes."""
+        try:
+            memory = self._free.pop()
+        except IndexError:
+            pass
+        else:
+            if len(memory) >= size:
+                return memory
+        return mmap.mmap(-1, max(size, self._usual), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+
+    def give(self, memory: mmap.mmap) -> None:
+        """Hand memory back, of which nobody has a view that is still looked at."""
+        self._free.append(memory)
 
 
 class _FrameId(NamedTuple):
@@ -153,6 +182,29 @@ class ChunkReader:
         self._fetch(digests, result, _Reading(copies=False, spread=spread))
         return result
 
+    def fetch_into(self, chunks: Sequence[tuple[bytes, int]], target: memoryview, spare: Spare | None = None) -> None:
+        """Chunks of known lengths, one behind the other, into memory as long as all of them. Reads alone.
+
+        Raises the `IntegrityError` of the first that cannot be read or has another length; what is there means nothing
+        then. ``spare``: memory to read with.
+        """
+        wanted: dict[bytes, tuple[int, int]] = {}
+        at = 0
+        for digest, length in chunks:
+            wanted.setdefault(digest, (at, length))
+            at += length
+        result = Views()
+        into = _Into(target, wanted, spare or Spare(INTO_SPAN))
+        self._fetch(wanted, result, _Reading(copies=False, spread=False, into=into))
+        at = 0
+        for digest, length in chunks:
+            data = result.get(digest)
+            if len(data) != length:  # what follows would stand in the wrong place
+                raise IntegrityError(f"chunk {digest.hex()} has {len(data)} bytes, not {length}", digest=digest.hex())
+            if digest not in into.placed or wanted[digest][0] != at:
+                target[at : at + length] = data
+            at += length
+
     def _fetch(self, digests: Iterable[bytes], result: Views, how: _Reading) -> None:
         wanted = list(dict.fromkeys(digests))
         for look in range(LOOKS):
@@ -206,13 +258,22 @@ class ChunkReader:
     def _read(self, places: Iterable[_Chunk], result: Views, how: _Reading) -> list[bytes]:
         """Read what can be read into ``result``; returns the digests whose pack was gone."""
         frames: dict[_FrameId, list[_Chunk]] = {}
+        last: Location | None = None
         for chunk in places:
             place = chunk[1]
-            key = _FrameId(place.pack, place.frame_offset, place.frame_stored, place.frame_raw)
-            frames.setdefault(key, []).append(chunk)
-        spans = _spans([self._part(frame, frames[frame]) for frame in sorted(frames)])
+            # Neighbours in a file are mostly neighbours in a frame.
+            if last is None or not _same_frame(place, last):
+                last = place
+                key = _FrameId(place.pack, place.frame_offset, place.frame_stored, place.frame_raw)
+                mates = frames.setdefault(key, [])
+            mates.append(chunk)
+        most = READ_SPAN if how.into is None else INTO_SPAN
+        spans = _spans([self._part(frame, frames[frame]) for frame in sorted(frames)], most)
         outcomes: Iterable[list[_Outcome]]
-        if len(spans) > 1 and how.spread:
+        into = how.into
+        if into is not None:
+            outcomes = (self._read_span_into(span, into) for span in spans)
+        elif len(spans) > 1 and how.spread:
             outcomes = self._executor().map(lambda span: self._read_span(span, how), spans)
         else:
             outcomes = (self._read_span(span, how) for span in spans)
@@ -280,6 +341,56 @@ class ChunkReader:
                 outcome.extend(self._anew(part.frame, wrong))
         return outcome
 
+    def _read_span_into(self, span: list[_Part], into: _Into) -> list[_Outcome]:
+        """As `_read_span`; what is right stands where it is wanted, and nothing handed over is of what was read."""
+        start, end = span[0].start, span[-1].end
+        memory = into.spare.take(max(1, end - start))
+        data = memoryview(memory)[: end - start]
+        if end > start:
+            key = pack_key(span[0].frame.pack)
+            try:
+                if isinstance(self._backend, ReadsInto):
+                    data = data[: self._backend.read_into(key, data, offset=start)]
+                else:
+                    data = memoryview(self._backend.read(key, offset=start, length=end - start))
+            except NotFoundError as error:
+                return [(digest, error) for part in span for digest, _ in part.chunks]
+        outcome: list[_Outcome] = []
+        for part in span:
+            stored = data[part.start - start : part.end - start]
+            plain: bytes | memoryview = stored
+            low = part.low
+            whole = into.whole(part)
+            try:
+                if whole is not None:
+                    decode_frame_into(self._codec, stored, whole, str(part.frame))
+                elif low < 0:
+                    plain, low = self._decoded(part, stored), 0
+            except IntegrityError:
+                outcome.extend(self._anew(part.frame, part.chunks))
+                continue
+            wrong: list[_Chunk] = []
+            for chunk in part.chunks:
+                digest, place = chunk
+                at, length = into.wanted[digest]
+                piece = into.target[at : at + length]
+                if whole is None:
+                    source = plain[place.offset - low : place.offset - low + place.length]
+                    if len(source) != length:
+                        wrong.append(chunk)
+                        continue
+                    piece[:] = source
+                # What was read is checked where it is to be used.
+                if self._hash(piece) != digest:
+                    wrong.append(chunk)
+                else:
+                    into.placed.add(digest)
+                    outcome.append((digest, piece))
+            if wrong:
+                outcome.extend(self._anew(part.frame, wrong))
+        into.spare.give(memory)
+        return outcome
+
     def _decoded(self, part: _Part, stored: memoryview) -> bytes:
         """The plaintext of a frame, as far as it is wanted. Raises `IntegrityError`."""
         frame, known, upto = part.frame, part.known, part.upto
@@ -325,6 +436,33 @@ class ChunkReader:
                 self._cached -= len(old)
 
 
+@dataclass(frozen=True, slots=True)
+class _Into:
+    """Memory that chunks are wanted in, each at a place of its own."""
+
+    target: memoryview
+    wanted: dict[bytes, tuple[int, int]]
+    """where each is to be, and its length"""
+    spare: Spare
+    placed: set[bytes] = field(default_factory=set)
+    """those that are there, verified"""
+
+    def whole(self, part: _Part) -> memoryview | None:
+        """The memory for a frame, if what it holds is just a run of chunks that are wanted there."""
+        if part.low >= 0 or part.start == part.end:
+            return None
+        wanted = self.wanted
+        place = part.chunks[0][1]
+        start = wanted[part.chunks[0][0]][0] - place.offset
+        end = 0
+        for digest, place in part.chunks:
+            # Chunk by chunk: whatever the index says, nothing may be written where something else belongs.
+            if place.offset != end or wanted[digest] != (start + end, place.length):
+                return None
+            end += place.length
+        return self.target[start : start + end] if end == part.frame.raw else None
+
+
 class _Reading(NamedTuple):
     """How chunks are read."""
 
@@ -332,16 +470,27 @@ class _Reading(NamedTuple):
     """as bytes of their own"""
     spread: bool
     """by all worker threads"""
+    into: _Into | None = None
+    """where they are wanted"""
 
 
-def _spans(parts: list[_Part]) -> list[list[_Part]]:
-    """Parts, in order of their places, in groups that are read at once."""
+def _same_frame(one: Location, other: Location) -> bool:
+    return (
+        one.frame_offset == other.frame_offset
+        and one.pack == other.pack
+        and one.frame_stored == other.frame_stored
+        and one.frame_raw == other.frame_raw
+    )
+
+
+def _spans(parts: list[_Part], most: int) -> list[list[_Part]]:
+    """Parts, in order of their places, in groups that are read at once: up to ``most`` bytes, or one."""
     spans: list[list[_Part]] = []
     for part in parts:
         if spans:
             first, last = spans[-1][0], spans[-1][-1]
             near = part.frame.pack == last.frame.pack and part.start - last.end <= READ_GAP
-            if near and part.end - first.start <= READ_SPAN:
+            if near and part.end - first.start <= most:
                 spans[-1].append(part)
                 continue
         spans.append([part])
@@ -374,55 +523,75 @@ class ChunkWriter:
         self._new_pack = new_pack
         self._kind = kind
         self._frame_bytes = frame_bytes
+        self._frame_most = frame_bytes + frame_bytes // 4
         self._pack_bytes = pack_bytes
         self._in_flight = in_flight
         self._chunks: list[tuple[bytes, Buffer]] = []
         self._children: list[int] = []
         self._gathered = 0
-        self._frames: deque[tuple[Future[Frame], list[int]]] = deque()
+        self._room: memoryview | None = None
+        """what the chunks of the frame at hand are in, so that nobody has to join them; not those of the first frame,
+        which may go elsewhere (`waiting`)"""
+        self._spare: list[memoryview] = []
+        """rooms to be used again: memory that was written to before costs no page faults"""
+        self._frames: deque[tuple[Future[Frame], list[int], memoryview | None]] = deque()
         self._pack = PackWriter(kind)
         self._upload: Future[None] | None = None
         self._records: list[AddPack] = []
         self.stored_bytes = 0
 
     def add(self, digest: bytes, data: Buffer, children: int = 0) -> None:
-        """Store a chunk that is in no pack of this writer yet."""
-        if self._gathered and self._gathered + len(data) > self._frame_bytes + self._frame_bytes // 4:
+        """Store a chunk that is in no pack of this writer yet; a copy of it."""
+        if self._gathered and self._gathered + len(data) > self._frame_most:
             self._close_frame()
-        self._chunks.append((digest, data))
+        self._chunks.append((digest, self._copy(data)))
         self._children.append(children)
         self._gathered += len(data)
         if self._gathered >= self._frame_bytes:
             self._close_frame()
 
+    def _copy(self, data: Buffer) -> Buffer:
+        """A copy of a chunk: as bytes, or where the others of its frame are."""
+        if not self._chunks and len(data) <= self._frame_most and self._has_begun():
+            self._room = self._spare.pop() if self._spare else memoryview(bytearray(self._frame_most))
+        if self._room is None:
+            return bytes(data)
+        copy = self._room[self._gathered : self._gathered + len(data)]
+        copy[:] = data
+        return copy
+
+    def _has_begun(self) -> bool:
+        return bool(self._frames or self._records or len(self._pack))
+
     def waiting(self) -> tuple[Sequence[tuple[bytes, Buffer]], Sequence[int]] | None:
         """All chunks that were added, and their numbers of children, as long as none is on its way into a pack."""
-        if self._frames or self._records or len(self._pack):
+        if self._has_begun():
             return None
         return tuple(self._chunks), tuple(self._children)
 
     def _close_frame(self) -> None:
         if not self._chunks:
             return
-        future = self._executor.submit(encode_frame, self._codec, self._chunks)
-        self._frames.append((future, self._children))
-        self._chunks, self._children, self._gathered = [], [], 0
+        plain = None if self._room is None else self._room[: self._gathered]
+        future = self._executor.submit(encode_frame, self._codec, self._chunks, plain)
+        self._frames.append((future, self._children, self._room))
+        self._chunks, self._children, self._gathered, self._room = [], [], 0, None
         while len(self._frames) > self._in_flight:
             self._take_frame()
 
     def _take_frame(self) -> None:
-        future, children = self._frames.popleft()
+        future, children, room = self._frames.popleft()
         frame = future.result()
+        if room is not None:
+            self._spare.append(room)
         self._pack.add(frame, children if self._kind is ChunkKind.NODE else ())
-        if self._pack.size >= self._pack_bytes // UPLOAD_SHARE:
-            self._wait()  # the pack before this one must not stay in memory until this one is full
         if self._pack.size >= self._pack_bytes:
             self._close_pack(())
 
     def _close_pack(self, notes: Sequence[VersionNote]) -> None:
         sealed = self._pack.finish(self._new_pack(), notes)
         self._pack = PackWriter(self._kind)
-        self._wait()
+        self._wait()  # no more than two packs are in memory, one of them on its way out
         self._upload = self._executor.submit(self._publish, sealed)
         self._records.append(sealed.record)
         self.stored_bytes += sealed.record.size
@@ -448,7 +617,7 @@ class ChunkWriter:
 
     def abandon(self) -> list[AddPack]:
         """Wait for work in flight and drop the rest; returns the packs that may have been published."""
-        for future, _ in self._frames:
+        for future, _, _ in self._frames:
             future.cancel()
         self._frames.clear()
         if self._upload is not None:

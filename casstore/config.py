@@ -11,7 +11,6 @@ from __future__ import annotations
 import fcntl
 import os
 import pwd
-import re
 import signal
 import time
 import warnings
@@ -20,10 +19,12 @@ from concurrent.futures import Executor
 from contextlib import suppress
 from dataclasses import field
 from datetime import UTC, datetime
+from functools import cache
 from pathlib import Path
 from typing import Self
 
 from casstore.errors import InvalidInputError
+from casstore.patterns import pattern
 from casstore.values import dataclass
 
 KIB = 1024
@@ -31,6 +32,8 @@ MIB = 1024 * KIB
 GIB = 1024 * MIB
 
 ENV_PREFIX = "CASSTORE_"
+_BALLOON, _PAGE_REPORTING = 5, 5
+"""of virtio: the number of the device, and of the feature of returning free pages"""
 _CLOCK_REALTIME_COARSE = 5
 """of Linux: what file systems there take their times from"""
 VARIABLES = ("ACTOR", "CACHE_DIR", "CHUNKER_KERNEL", "CRASH_AT", "GC_ENABLED", "URL")
@@ -225,7 +228,7 @@ def boot_id() -> str:
 
 
 _NETWORK = ("nfs", "cifs", "smb", "9p", "ceph", "lustre", "gpfs", "fuse.")
-_OCTAL = re.compile(r"\\(0[0-7]{2}|1[0-7]{2})")
+_OCTAL = pattern(r"\\(0[0-7]{2}|1[0-7]{2})")
 """how blanks in the name of a mount point are written"""
 
 
@@ -255,11 +258,25 @@ def file_system_of(path: str | Path) -> str:
     target = os.path.realpath(path)
     for line in mounts:
         _, where, fstype, *_ = line.split(" ")
-        where = _OCTAL.sub(lambda match: chr(int(match[1], 8)), where)
+        if "\\" in where:
+            where = _OCTAL.sub(lambda match: chr(int(match[1], 8)), where)
         inside = target == where or target.startswith(where.rstrip("/") + "/")
         if inside and len(where) >= len(best):
             best, kind = where, fstype
     return kind
+
+
+@cache
+def has_dear_memory() -> bool:
+    """True in a virtual machine that returns free memory to its host (free page reporting of virtio's balloon).
+
+    Memory that was free for some seconds must be fetched again page by page then, which takes longer than to fill it.
+    """
+    with suppress(OSError, ValueError, IndexError):
+        for device in Path("/sys/bus/virtio/devices").iterdir():
+            if int((device / "device").read_text(), 16) == _BALLOON:
+                return (device / "features").read_text()[_PAGE_REPORTING] == "1"
+    return False
 
 
 def jitter() -> float:

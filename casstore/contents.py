@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import BinaryIO
 
+from casstore import reference
 from casstore.catalogue import Found
 from casstore.digest import Digest
 from casstore.engine import Engine
@@ -17,7 +18,7 @@ from casstore.names import is_text
 from casstore.pin import LongRead
 from casstore.policy import in_force
 from casstore.policy import reference_access as access_by
-from casstore.reference import Access, open_verified
+from casstore.reference import Access
 from casstore.tree import chunk_list, find, walk
 
 READ_AHEAD = 64 * 1024
@@ -93,7 +94,7 @@ def read_range(engine: Engine, entry: Entry, offset: int = 0, length: int | None
     if offset < 0 or (length is not None and length < 0):
         raise InvalidInputError("offset and length must not be negative")
     if entry.kind is EntryKind.REFERENCE:
-        with open_verified(entry, reference_access(engine)) as file:
+        with reference.open_verified(entry, reference_access(engine)) as file:
             file.seek(offset)
             return file.read(-1 if length is None else length)
     end = entry.length if length is None else min(entry.length, offset + length)
@@ -174,7 +175,7 @@ def open_entry(engine: Engine, found: Found, entry: Entry) -> BinaryIO:
     """
     if entry.kind is EntryKind.REFERENCE:
         with naming(found, entry.path):
-            return open_verified(entry, reference_access(engine))
+            return reference.open_verified(entry, reference_access(engine))
     _check_file(entry)
     return io.BufferedReader(StoredFile(engine, found, entry), READ_AHEAD)
 

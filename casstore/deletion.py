@@ -21,7 +21,7 @@ from casstore.errors import (
     RefusedError,
     StaleBaseError,
 )
-from casstore.gc.plan import footprint_of, garbage
+from casstore.gc.plan import Garbage, footprint_of, garbage
 from casstore.linking import unlink_record
 from casstore.model import (
     KEPT,
@@ -230,16 +230,16 @@ def request_for(
     return Request(where, tuple(named), name, allowed, reason, engine.runtime.actor, permanent=permanent)
 
 
-def plan(engine: Engine, request: Request) -> Plan:
+def plan(engine: Engine, request: Request, *, measure: bool = True) -> Plan:
     """What a request would do at the head of the log. Changes nothing.
 
-    Raises what `delete` raises.
+    Without ``measure`` it does not say how many bytes only these versions keep. Raises what `delete` raises.
     """
     with engine.foresee(lambda _: ()) as tables:
         chosen = _choose(tables, request)
         # However long the plan lies around: versions do not become old enough for it meanwhile.
         fixed = replace(request, now=chosen.at)
-        foreseen = _outcome(tables, chosen, engine.runtime.now(), chosen.let_go)
+        foreseen = _outcome(tables, chosen, engine.runtime.now(), chosen.let_go, measure=measure)
     return Plan(engine, fixed, chosen, foreseen)
 
 
@@ -289,8 +289,10 @@ def _check_same(planned: _Chosen, chosen: _Chosen) -> None:
     raise StaleBaseError(f"the store has changed since the plan was made: {shown}", hint="make the plan again")
 
 
-def _outcome(tables: Tables, chosen: _Chosen, at: int, beside: tuple[bytes, ...] = ()) -> BulkDeletion:
-    freed = garbage(tables, (*chosen.roots, *beside))
+def _outcome(
+    tables: Tables, chosen: _Chosen, at: int, beside: tuple[bytes, ...] = (), *, measure: bool = True
+) -> BulkDeletion:
+    freed = garbage(tables, (*chosen.roots, *beside)) if measure else Garbage()
     return BulkDeletion(
         chosen.refs,
         chosen.skipped,

@@ -12,7 +12,6 @@ from casstore import catalogue, expiry, pin, quota
 from casstore.artifact import Artifact, draft_base, foreign_path
 from casstore.authority import ask
 from casstore.errors import InvalidInputError
-from casstore.ingest import LogRequest, named_now
 from casstore.model import INHERIT, Inherit, JsonMap, Progress, no_progress
 from casstore.names import (
     LATEST,
@@ -105,6 +104,7 @@ class DistributedStore(StoreUpkeep):
         `UpsertConflictError` if ``art`` and a part contradict each other, `RefusedError` if the batch was aborted.
         """
         from casstore.batch import FinishRequest, check_expected, destination, finish
+        from casstore.ingest import LogRequest
         from casstore.run import id_in
 
         if dedup not in DEDUP:
@@ -179,6 +179,8 @@ class DistributedStore(StoreUpkeep):
             return CollectionName.parse(artifact.name, home if project is None else project)
         # A draft goes to where its base is, whatever that is called by now.
         self._engine.view.refresh()
+        from casstore.ingest import named_now
+
         with self._engine.view.read() as tables:
             return named_now(tables, draft.place)[0]
 

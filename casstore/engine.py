@@ -11,13 +11,13 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import Executor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
 from casstore import authority
 from casstore.authority import Question
-from casstore.backend import Backend
+from casstore.backend import Backend, Recalls, create_all
 from casstore.backend.hold import Hold, enter, sessions_of
 from casstore.backend.osops import OsOps
 from casstore.checkpoint import Checkpoints
@@ -49,6 +49,8 @@ Build = Callable[[Tables], Sequence[Record]]
 
 GROUP = 64
 """transactions of one process that may share a segment"""
+GATHER = 0.01
+"""seconds at most that a group waits for those who are expected; and not for longer than half of what a group takes"""
 PATIENCE = 1.0
 """seconds after which one who waits for another's commit looks whether there is one, come what may"""
 REMEMBERED_SEGMENTS = 1024
@@ -83,6 +85,8 @@ class _Request:
     allowed: set[Question] | None
     """what the answer to was yes so far, of all that are committed together; None: nobody need be asked"""
     parcel: Parcel | None = None
+    foreseen: Committed | None = None
+    """what becomes of it, as long as nobody else is first"""
     gate: threading.Lock | None = None
     """held for who waits for it: released when it is done, and when somebody has to see to it"""
     transaction: Transaction | None = None
@@ -105,6 +109,12 @@ class _Group:
 
     requests: list[_Request]
     load: Load | None = None
+
+
+def _threads(number: int) -> Executor:
+    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - start-up: small commands need none
+
+    return ThreadPoolExecutor(number, thread_name_prefix="casstore")
 
 
 class Engine:
@@ -162,6 +172,11 @@ class Engine:
         self._held: dict[str, weakref.ref[Hold]] = {}
         self._queue: list[_Request] = []
         self._queue_lock = threading.Lock()
+        self._expected = 0
+        """threads with requests in the group before, and those that came meanwhile: such as commit again and again"""
+        self._took = 0.0
+        """seconds that group took"""
+        self._gathered = threading.Event()
         self.reader.restart()
 
     # --- parts
@@ -170,7 +185,8 @@ class Engine:
         """Worker threads, started on first use and ended by `close`."""
         with self._executor_lock:
             if self._executor is None:
-                make = self.runtime.executor or (lambda n: ThreadPoolExecutor(n, thread_name_prefix="casstore"))
+                # One more than may be busy: one of them waits for the disk most of the time while a pack is published.
+                make = self.runtime.executor or (lambda n: _threads(n + 1))
                 self._executor = make(self.settings.workers)
             return self._executor
 
@@ -184,7 +200,11 @@ class Engine:
             # A view that is closed well is believed after a power cut: the log must not end before it then.
             with suppress(CasstoreError):
                 self._make_durable(self.view.head().seq)
+            with suppress(CasstoreError):
+                self.view.trim()
         self.view.close()
+        if isinstance(self.backend, Recalls):
+            self.backend.recall()  # last, as a sync would wait for the disk until it has read all that
 
     def _fate(self, digest: bytes) -> str:
         lost = self.view.lost(digest)
@@ -294,6 +314,8 @@ class Engine:
             request.gate = gate
         with self._queue_lock:
             self._queue.extend(requests)
+            if len(self._queue) >= min(GROUP, self._expected):
+                self._gathered.set()
         try:
             while not all(request.done for request in requests):
                 if self._commit_lock.locked():
@@ -305,18 +327,32 @@ class Engine:
                         self._lead(requests)
         finally:
             if not self._commit_lock.locked():
-                # It may have been our turn. Whoever has the lock by now will come by here, too.
-                self._wake(self._queue[:1])
+                # It may have been our turn. Whoever has the lock by now will come by here, too. Not only the first is
+                # woken: after an interrupt that is one of ours.
+                self._wake(self._queue[: len(requests) + 1])
 
     def _lead(self, requests: Sequence[_Request]) -> None:
         """Commit what is waiting until some requests are done."""
         while not all(request.done for request in requests):
+            self._gather()
             with self._queue_lock:
                 group, self._queue = self._queue[:GROUP], self._queue[GROUP:]
+            began = self.runtime.monotonic()
             try:
                 self._commit_group(group)
             finally:
+                self._took = self.runtime.monotonic() - began
+                self._expected = len({id(request.gate) for request in (*group, *self._queue)})
                 self._wake(group)
+
+    def _gather(self) -> None:
+        """Wait a moment for those who were just committed, if they are about to come again: one sync serves all.
+
+        Without that, two halves take turns, each too late for the other. Where a group takes no time, none is lost.
+        """
+        self._gathered.clear()
+        if len(self._queue) < min(GROUP, self._expected):
+            self._gathered.wait(min(GATHER, self._took / 2))
 
     def _wake(self, requests: Sequence[_Request]) -> None:
         """Have those who wait for some requests look at them."""
@@ -375,7 +411,7 @@ class Engine:
 
     def _attempt(self, group: _Group) -> bool:
         """One try: True when every request of the group is done."""
-        self.view.refresh()
+        self.view.keep_up()
         try:
             segment, pending, ahead = self._prepared(group)
         except CondemnedError:
@@ -398,16 +434,23 @@ class Engine:
                 return False
             self.log.barrier()
             self.view.refresh()
+            foreseen = False
         except BackendError as error:
             # The answer is lost, not necessarily the segment: the slot itself tells (icechunk 017).
             if not self._is_ours(segment):
                 raise
             self._settle(error)
             self.view.refresh()
+            foreseen = False
         else:
-            self.view.fold([(segment, chain)], ahead)
+            foreseen = self.view.fold([(segment, chain)], ahead)
         self._durable = segment.seq
         self._remember(segment)
+        if foreseen:
+            # The segment was applied to the very tables it was built on: what came of it then came of it now.
+            for request in pending:
+                request.finish(request.foreseen)
+            return True
         with self.view.read():  # one snapshot for all
             for request in pending:
                 self._learn(request, segment)
@@ -442,8 +485,7 @@ class Engine:
         try:
             group.load.published = True
             # One after the other: to ask another thread for one of them takes longer than it saves.
-            for pack in group.load.packs:
-                self.backend.create(pack_key(pack.record.pack), pack.data())
+            create_all(self.backend, [(pack_key(pack.record.pack), pack.data()) for pack in group.load.packs])
         except CasstoreError as error:
             for request in pending:
                 if request.parcel is not None:
@@ -484,9 +526,10 @@ class Engine:
                         if unanswered:
                             raise _Unanswered(unanswered)
                     transaction = Transaction(request.txid, records)
-                    void = apply_transaction(overlay, segment, transaction).void
-                    if void:
-                        raise ConflictError(f"the change is not valid any more: {void}", hint="try again")
+                    applied = apply_transaction(overlay, segment, transaction)
+                    if applied.void:
+                        raise ConflictError(f"the change is not valid any more: {applied.void}", hint="try again")
+                    request.foreseen = Committed(applied.seq, applied.numbers)
                 except Exception as error:  # noqa: BLE001 - it belongs to the thread that asked
                     request.finish(error=error)
                     continue

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Container, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import asdict
@@ -36,6 +35,7 @@ from casstore.model import (
 )
 from casstore.names import check_limit, check_texts, parse_reference, split_path
 from casstore.overlay import Tables
+from casstore.patterns import pattern
 from casstore.pin import NEVER
 from casstore.state import CHUNK, LOST, NODE, PIN
 from casstore.values import dataclass
@@ -43,8 +43,8 @@ from casstore.view import children_of, collections, pack_at, trashed, versions, 
 
 FOOTER_LENGTH = 5
 """bytes a pack's footer has for a chunk beside its digest: its length, and what its frame takes, about"""
-_DIGEST = re.compile(r"[a-z0-9-]+:[0-9a-f]{32,}")
-_PROCESS = re.compile(r":([0-9]+)(?::[0-9a-f]+)?\Z")
+_DIGEST = pattern(r"[a-z0-9-]+:[0-9a-f]{32,}")
+_PROCESS = pattern(r":([0-9]+)(?::[0-9a-f]+)?\Z")
 
 
 @dataclass(frozen=True, slots=True)

@@ -47,25 +47,21 @@ def _stamp(file: LocalFile) -> Stamp | None:
     return Stamp.of(info) if stat.S_ISREG(info.st_mode) and Signature.of(info) == file.signature else None
 
 
-def read_unchanged(
-    files: Sequence[LocalFile], before_ns: int, buffer: bytearray
-) -> list[tuple[memoryview, Stamp] | None]:
+def read_unchanged(files: Sequence[LocalFile], before_ns: int, buffer: bytearray) -> list[Stamp | None]:
     """All bytes of files that are what they were when they were added, and their stamps. The GIL is released.
 
     None for all others: files that were changed after a moment (by the clock of their times), that are not what they
-    were, or that cannot be read. The bytes are views of the buffer, which must have room for all files.
+    were, or that cannot be read. The bytes are in the buffer, which must have room for all files: one after another,
+    with a gap of undefined content for each of the others.
     """
     if _native is None:
         return [None] * len(files)
     wanted = _wanted(files)
     ctimes: list[int] = _native.read_files(wanted, before_ns, buffer)
-    view = memoryview(buffer)
-    found: list[tuple[memoryview, Stamp] | None] = []
-    at = 0
-    for (_, size, mtime, inode, device), ctime in zip(wanted, ctimes, strict=True):
-        found.append(None if ctime < 0 else (view[at : at + size], Stamp(size, mtime, ctime, inode, device)))
-        at += size
-    return found
+    return [
+        None if ctime < 0 else Stamp(size, mtime, ctime, inode, device)
+        for (_, size, mtime, inode, device), ctime in zip(wanted, ctimes, strict=True)
+    ]
 
 
 def write_new(directory: int, prefix: str, suffix: str, files: Sequence[NewFile]) -> int:

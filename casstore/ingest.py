@@ -33,10 +33,9 @@ from casstore.model import (
 )
 from casstore.names import LATEST, CollectionName, canonical_metadata, check_aliases
 from casstore.overlay import Tables
-from casstore.policy import in_force
-from casstore.reading import Session
-from casstore.reference import confine
-from casstore.state import PIN, alias_target, aliases_of, runs_logging
+from casstore.policy import Policy, in_force
+from casstore.reading import Session, is_at_hand
+from casstore.state import PIN, alias_target, aliases_of, head_of, runs_logging
 from casstore.tree import Tree
 from casstore.values import dataclass
 from casstore.view import collection_name, identifier_of, version_at, with_root
@@ -97,12 +96,21 @@ class Decision:
 
 def ingest(engine: Engine, artifact: Artifact, request: LogRequest, progress: Progress = no_progress) -> LogResult:
     """Store an artifact and commit it as a version, or find that it is one already. Durable on return."""
-    seq, roots = check_rules(engine, artifact, request)
+    at_hand = is_at_hand(engine, artifact, progress)
+    if at_hand:
+        # What would be refused is refused by the commit, as soon: nothing is read, waited for or published before.
+        seq, roots = engine.view.keep_up(), None
+    else:
+        seq, roots = check_rules(engine, artifact, request)
     metadata = canonical_metadata(artifact.metadata)
     writer = Writer(engine, seq)
     try:
         session = Session(engine, writer, artifact, progress)
-        session.run()
+        if at_hand:
+            with engine.view.read():  # one snapshot for all that is looked up
+                session.run()
+        else:
+            session.run()
         decision = Decision()
 
         def notes() -> Sequence[VersionNote]:
@@ -191,11 +199,13 @@ def check_rules(engine: Engine, artifact: Artifact, request: LogRequest) -> tupl
     Returns the position of the log at which that was looked at, and the roots the references were compared with.
     Raises `TypeConflictError`, `StaleBaseError`, `RefusedError`.
     """
-    seq = engine.view.refresh().seq
+    engine.view.keep_up()
     with engine.view.read() as tables:
+        seq = head_of(tables).seq
         going = destined(tables, request)
-        _latest(tables, going, home(tables, going.collection, artifact.type))
-        roots = in_force(tables).reference_roots
+        terms = terms_in_force(tables)
+        _latest(tables, terms, going, home(tables, going.collection, artifact.type, terms.policy))
+        roots = terms.policy.reference_roots
     check_references(artifact, roots)
     return seq, roots
 
@@ -218,25 +228,28 @@ def destined(tables: Tables, request: LogRequest) -> LogRequest:
 def check_references(artifact: Artifact, roots: tuple[str, ...] | None) -> None:
     """Raise `RefusedError` for references to files outside the directories that the policy allows."""
     if roots is not None:
+        from casstore.reference import confine
+
         for uri in referred_files(artifact):
             confine(uri, roots)
 
 
-def check_open(tables: Tables, kind: str) -> None:
-    """Raise `RefusedError` for a type the store keeps for itself."""
-    if kind in in_force(tables).reserved_types:
+def check_open(tables: Tables, kind: str, rules: Policy | None = None) -> None:
+    """Raise `RefusedError` for a type the store keeps for itself. ``rules``: those in force, if they are known."""
+    if kind in (rules or in_force(tables)).reserved_types:
         raise RefusedError(
             f"the type {kind!r} is reserved in this store", hint="another type; the store's policy reserved_types"
         )
 
 
-def home(tables: Tables, name: CollectionName, kind: str) -> CollectionRow | None:
+def home(tables: Tables, name: CollectionName, kind: str, rules: Policy | None = None) -> CollectionRow | None:
     """The collection that versions of a type go to by some name; None: it is made with the first.
 
-    Raises `NameTakenError` if the name belongs to a collection in the trash, `TypeConflictError`; `RefusedError` if the
-    store keeps the type for itself, or the collection takes links only.
+    ``rules``: those in force, if they are known. Raises `NameTakenError` if the name belongs to a collection in the
+    trash, `TypeConflictError`; `RefusedError` if the store keeps the type for itself, or the collection takes links
+    only.
     """
-    check_open(tables, kind)
+    check_open(tables, kind, rules)
     collection = open_collection(tables, name)
     if collection is None or collection.state is VersionState.PURGED:
         # A name that is free again may get another type.
@@ -254,12 +267,12 @@ def home(tables: Tables, name: CollectionName, kind: str) -> CollectionRow | Non
     return collection
 
 
-def _latest(tables: Tables, request: LogRequest, collection: CollectionRow | None) -> int | None:
+def _latest(tables: Tables, terms: Terms, request: LogRequest, collection: CollectionRow | None) -> int | None:
     """The version that readers get as ``latest``. Raises `StaleBaseError` if it had to be another."""
     latest = None
     if collection is not None:
         named = alias_target(tables, collection.id, LATEST)
-        latest = resolve_latest(tables, terms_in_force(tables), collection, named)
+        latest = resolve_latest(tables, terms, collection, named)
     if request.strict_base is not None and latest != request.strict_base:
         raise StaleBaseError(
             f"{request.collection.short}: latest is {'absent' if latest is None else f'v{latest}'}, "
@@ -275,10 +288,10 @@ def version_records(
     """The records this log needs on the state at hand; None when it needs none."""
     request = destined(tables, request)
     name = str(request.collection)
-    decision.collection = identifier_of(tables, name)
-    collection = home(tables, request.collection, artifact.type)
     terms = terms_in_force(tables)
-    latest = _latest(tables, request, collection)
+    collection = home(tables, request.collection, artifact.type, terms.policy)
+    decision.collection = identifier_of(tables, name) if collection is None else collection.id
+    latest = _latest(tables, terms, request, collection)
     decision.number, decision.latest_before, decision.ignored = None, latest, ()
     if request.run:
         from casstore.lineage import running

@@ -85,6 +85,14 @@ class Log:
                 return
             yield found
 
+    def ends_at(self, seq: int) -> bool:
+        """Whether no segment follows a position. Probed by reading, as all is that follows."""
+        try:
+            self._backend.read(log_key(seq + 1), length=1)
+        except NotFoundError:
+            return True
+        return False
+
     def listed(self) -> list[int]:
         """Positions a listing shows, in order; for checking only."""
         found = (log_seq(info.key) for info in self._backend.list(LOG_PREFIX))

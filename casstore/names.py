@@ -10,6 +10,7 @@ import math
 import re
 from collections.abc import Iterable, Mapping
 from datetime import timedelta
+from functools import lru_cache
 from typing import NoReturn
 
 from casstore.digest import ALGORITHMS, digest_size
@@ -21,19 +22,20 @@ from casstore.errors import (
     LimitError,
 )
 from casstore.model import INHERIT
+from casstore.patterns import pattern
 from casstore.values import dataclass
 
 DEFAULT_NAMESPACE = "default"
 LATEST = "latest"
 
-_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
-_TAG = re.compile(r"[-\w]+(?: +[-\w]+)*")
-_NUMBERED = re.compile(r"v(0|[1-9][0-9]{0,17})")
-_VERSION_LIKE = re.compile(r"v[0-9]+")
-_DRIVE = re.compile(r"[A-Za-z]:")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f]")
+_NAME = pattern(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_TAG = pattern(r"[-\w]+(?: +[-\w]+)*")
+_NUMBERED = pattern(r"v(0|[1-9][0-9]{0,17})")
+_VERSION_LIKE = pattern(r"v[0-9]+")
+_DRIVE = pattern(r"[A-Za-z]:")
+_CONTROL = pattern(r"[\x00-\x1f\x7f-\x9f]")
 
-_PLAIN = re.compile(r"(?:(?!\.\.?(?:/|\Z))[ !-.0-9;-\[\]-~]{1,255}(?:/(?!\Z)|\Z)){1,16}")
+_PLAIN = pattern(r"(?:(?!\.\.?(?:/|\Z))[ !-.0-9;-\[\]-~]{1,255}(?:/(?!\Z)|\Z)){1,16}")
 """paths of which nothing needs to be asked: most of them; short of every limit"""
 MAX_PATH_BYTES = 4096
 MAX_SEGMENT_BYTES = 255
@@ -124,21 +126,32 @@ class CollectionName:
     @classmethod
     def parse(cls, text: object, project: str | None = None) -> CollectionName:
         """Read ``[[entity/]project/]name``; ``project`` gives the namespace when the text has none."""
+        if type(text) is str and project is None:
+            return _collection_name(text)
         if not isinstance(text, str):
             raise InvalidNameError(f"{text!r} is not a collection name")
-        text = exact(text)
-        parts = text.split("/")
-        if project is not None:
-            if not isinstance(project, str):
-                raise InvalidNameError(f"project {project!r} is not a name", hint="project, or entity/project")
-            if len(parts) > 1:
-                raise InvalidNameError(f"{text!r} names a project already", hint="leave out project=")
-            parts = [*exact(project).split("/"), *parts]
-        if len(parts) > 3:
-            raise InvalidNameError(f"{'/'.join(parts)!r} has too many parts", hint="[[entity/]project/]name")
-        for part in parts:
-            check_name(part, "name")
-        return cls(*[DEFAULT_NAMESPACE] * (3 - len(parts)), *parts)
+        return _namespaced(exact(text), project)
+
+
+@lru_cache(4096)
+def _collection_name(text: str) -> CollectionName:
+    return _namespaced(text, None)
+
+
+def _namespaced(text: str, project: object) -> CollectionName:
+    """See `CollectionName.parse`."""
+    parts = text.split("/")
+    if project is not None:
+        if not isinstance(project, str):
+            raise InvalidNameError(f"project {project!r} is not a name", hint="project, or entity/project")
+        if len(parts) > 1:
+            raise InvalidNameError(f"{text!r} names a project already", hint="leave out project=")
+        parts = [*exact(project).split("/"), *parts]
+    if len(parts) > 3:
+        raise InvalidNameError(f"{'/'.join(parts)!r} has too many parts", hint="[[entity/]project/]name")
+    for part in parts:
+        check_name(part, "name")
+    return CollectionName(*[DEFAULT_NAMESPACE] * (3 - len(parts)), *parts)
 
 
 @dataclass(frozen=True, slots=True)
@@ -226,6 +239,11 @@ def check_path(path: object) -> str:
     return path
 
 
+def is_plain_path(path: str) -> bool:
+    """True if `check_path` takes a path without a question, and any path with another such name in its last place."""
+    return _PLAIN.fullmatch(path) is not None
+
+
 def exact(text: str) -> str:
     """The text itself of a string of another class (an Enum's, numpy's), which the format knows nothing of."""
     return text if type(text) is str else str.__str__(text)
@@ -242,10 +260,12 @@ def is_text(text: str) -> bool:
 
 def canonical_metadata(metadata: object) -> bytes:
     """Metadata as canonical JSON: sorted keys, no spaces, UTF-8. Raises `InvalidMetadataError`."""
-    if metadata is None:
+    if metadata is None or (type(metadata) is dict and not metadata):
         return b"{}"
     if not isinstance(metadata, Mapping):
         raise InvalidMetadataError(f"metadata must be a mapping, not {type(metadata).__name__}")
+    if not metadata:
+        return b"{}"
     if len(metadata) > MAX_METADATA_KEYS:
         raise InvalidMetadataError(f"metadata has {len(metadata)} keys, at most {MAX_METADATA_KEYS} are allowed")
     try:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 from types import ModuleType
 
+Slots = tuple[type, tuple[object, ...]]
+
 
 def extension(name: str) -> ModuleType | None:
     """An extension module of this package, such as ``_files`` or ``chunker._gear``; None where it was not built."""
@@ -13,3 +15,8 @@ def extension(name: str) -> ModuleType | None:
         return importlib.import_module(f"casstore.{name}")
     except ImportError:  # no compiler when casstore was installed
         return None
+
+
+def slots_of(kind: type) -> Slots:
+    """How an extension reads and makes objects of a slotted class: the class, and the descriptors of its fields."""
+    return kind, tuple([vars(kind)[name] for name in kind.__slots__])  # type: ignore[attr-defined]

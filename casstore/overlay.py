@@ -5,6 +5,7 @@ from __future__ import annotations
 import bisect
 import heapq
 from collections.abc import Iterator, Mapping, Sequence
+from itertools import islice
 from typing import Protocol
 
 KEY_BYTES = 511
@@ -68,6 +69,8 @@ class Overlay:
         self._changes: dict[str, dict[bytes, bytes | None]] = {}
         self._order: dict[str, list[bytes]] = {}
         """keys of the changes to tables that were scanned, in order"""
+        self._counts: dict[str, tuple[int, int]] = {}
+        """of tables that were counted: how many keys they had with so many of the changes, none of which was changed"""
 
     def get(self, table: str, key: bytes) -> bytes | None:
         """See `Tables.get`."""
@@ -96,7 +99,7 @@ class Overlay:
 
     def change(self, table: str, changes: Changes) -> None:
         """See `Tables.change`."""
-        if table in self._order:
+        if table in self._order or table in self._counts:
             for key, value in changes.items():
                 self._change(table, key, value)
         else:
@@ -122,6 +125,8 @@ class Overlay:
         order = self._order.get(table)
         if order is not None and key not in changes:
             bisect.insort(order, key)
+        if table in self._counts and key in changes:
+            del self._counts[table]
         changes[key] = value
 
     def scan(
@@ -155,9 +160,14 @@ class Overlay:
 
     def count(self, table: str) -> int:
         """See `Tables.count`."""
-        total = self._base.count(table)
-        for key, value in self._changes.get(table, {}).items():
-            total += (value is not None) - (self._base.get(table, key) is not None)
+        changes = self._changes.get(table, {})
+        known = self._counts.get(table)
+        total, done = (self._base.count(table), 0) if known is None else known
+        if done < len(changes):
+            # Keys stay in the order they came in: those that were counted are the first.
+            for key, value in islice(changes.items(), done, None):
+                total += (value is not None) - (self._base.get(table, key) is not None)
+        self._counts[table] = total, len(changes)
         return total
 
     def flush(self) -> None:
@@ -169,3 +179,4 @@ class Overlay:
                 self._base.change(table, changes)
         self._changes = {}
         self._order = {}
+        self._counts = {}

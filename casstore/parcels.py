@@ -82,7 +82,10 @@ def load(parcels: Sequence[Parcel], codec: Codec, new_pack: Callable[[], bytes],
         if frame:
             writer.add(encode_frame(codec, frame), children)
         if len(writer):
-            packs.append(sealed := writer.finish(new_pack(), notes))
+            name = new_pack()
+            if packs:
+                name = packs[0].record.pack[:1] + name[1:]  # in the same directory: one sync is for both
+            packs.append(sealed := writer.finish(name, notes))
             _split(sealed.record.size, raws, shares)
     for parcel, share in zip(parcels, shares, strict=True):
         parcel.stored_bytes, parcel.shared = share, len(parcels) > 1

@@ -11,12 +11,14 @@ import math
 from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import chain
+from typing import Protocol
 
 from casstore.digest import Buffer
 from casstore.native import extension
 
 WIDTHS = (2, 4, 8)
 SAMPLE_MOST = 16 * 1024
+MOST_ROOM = 4096
 
 UNIT = 65536
 """of `estimate`: one bit"""
@@ -29,12 +31,17 @@ def sizes(size: int, width: int) -> tuple[int, ...]:
     return tuple((size - plane + width - 1) // width for plane in range(width))
 
 
-def _split(data: Buffer, width: int) -> bytes:
-    """The planes of some bytes, one after another (`sizes`). Raises ``ValueError`` for another width."""
+def _split(data: Buffer, width: int, room: int = 0) -> bytearray:
+    """The planes of some bytes, one after another (`sizes`), behind so many zeros. Raises ``ValueError``."""
     if width not in WIDTHS:
         raise ValueError(f"planes are 2, 4 or 8, not {width}")
+    if not 0 <= room <= MOST_ROOM:
+        raise ValueError(f"room is for 0 to {MOST_ROOM} bytes, not {room}")
     plain = bytes(data)
-    return b"".join(plain[plane::width] for plane in range(width))
+    planes = bytearray(room)
+    for plane in range(width):
+        planes += plain[plane::width]
+    return planes
 
 
 def _join(planes: Sequence[Buffer]) -> bytes:
@@ -49,6 +56,19 @@ def _join(planes: Sequence[Buffer]) -> bytes:
     for number, plane in enumerate(planes):
         plain[number::width] = plane
     return bytes(plain)
+
+
+def _join_into(planes: Sequence[Buffer], target: memoryview) -> None:
+    """As `_join`, into memory of that size, no part of which is in a plane. Raises ``ValueError`` for another size."""
+    plain = _join(planes)
+    if len(plain) != len(target):
+        raise ValueError(f"planes of {len(plain)} bytes do not fill {len(target)}")
+    target[:] = plain
+
+
+def _matches(planes: Sequence[Buffer], data: Buffer) -> bool:
+    """Whether these are the planes of some bytes. Raises ``ValueError`` as `join` does."""
+    return _join(planes) == data
 
 
 def _estimate(sample: Buffer) -> tuple[int, ...]:
@@ -71,10 +91,17 @@ def _saved(count: int) -> int:
     return math.floor(UNIT * count * math.log2(count) + 0.5) if count else 0
 
 
-split: Callable[[Buffer, int], bytes] = _split
+class _Split(Protocol):
+    def __call__(self, data: Buffer, width: int, room: int = 0, /) -> bytearray: ...
+
+
+split: _Split = _split
 join: Callable[[Sequence[Buffer]], bytes] = _join
+join_into: Callable[[Sequence[Buffer], memoryview], None] = _join_into
+matches: Callable[[Sequence[Buffer], Buffer], bool] = _matches
 estimate: Callable[[Buffer], tuple[int, ...]] = _estimate
 COMPILED = False
 """whether the extension does the work"""
 if (_compiled := extension("_planes")) is not None:
     split, join, estimate, COMPILED = _compiled.split, _compiled.join, _compiled.estimate, True
+    join_into, matches = _compiled.join_into, _compiled.matches

@@ -8,12 +8,13 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import field
+from itertools import islice
 from typing import BinaryIO, NamedTuple
 
 from casstore.artifact import Artifact, draft_base
 from casstore.chunker import Chunker, chunker_for
 from casstore.config import Runtime
-from casstore.digest import Buffer
+from casstore.digest import Buffer, Pieces, piecewise
 from casstore.engine import Engine
 from casstore.errors import (
     ConflictError,
@@ -21,12 +22,14 @@ from casstore.errors import (
     LeaseLostError,
 )
 from casstore.filebatch import read_unchanged
+from casstore.filescan import file_entries
 from casstore.format.filerows import Stamp
 from casstore.format.nodes import CHUNK_LIST
 from casstore.model import (
     Entry,
     EntryKind,
     Progress,
+    no_progress,
 )
 from casstore.sources import (
     EmptyDirectory,
@@ -53,15 +56,30 @@ HERE_BYTES = 64 * 1024
 HERE_FILES = 8
 """so little is read sooner than another thread has been asked to"""
 
-Chunks = list[tuple[bytes, Buffer]]
+Chunks = Sequence[tuple[bytes, int]]
+"""digests and lengths"""
 
 
-class _Content(NamedTuple):
-    """What was read of one file. A tuple, as there is one for each file."""
+class _Cut(NamedTuple):
+    """A buffer with chunks in it, each from a start to an end, and their digests."""
 
-    chunks: Chunks
-    stamp: Stamp | None = None
-    """that of the file, if this was all of it and it may be remembered"""
+    data: memoryview
+    starts: Sequence[int]
+    ends: Sequence[int]
+    digests: list[bytes]
+
+    def chunks(self) -> list[tuple[bytes, int]]:
+        """What they are called and how long they are."""
+        return [(name, end - start) for name, start, end in zip(self.digests, self.starts, self.ends, strict=True)]
+
+
+class _Outcome(NamedTuple):
+    """What a job has read: bytes, and what each file, or a block of one, consists of. No object for each file."""
+
+    cuts: list[_Cut]
+    chunks: list[Chunks]
+    stamps: list[Stamp | None]
+    """that of each file, if this was all of it and it may be remembered"""
 
 
 @dataclass(slots=True)
@@ -69,7 +87,7 @@ class _Job:
     """Work in flight: chunks of some whole files, or of one block of a large one."""
 
     paths: list[tuple[str, Source]]
-    future: Future[list[_Content]]
+    future: Future[_Outcome]
     size: int
     """bytes of memory it holds"""
     large: _Large | None = None
@@ -89,7 +107,7 @@ class _Large:
     builder: Builder | None = None
     size: int = 0
 
-    def add(self, chunks: Sequence[tuple[bytes, int]], size: int) -> None:
+    def add(self, chunks: Chunks, size: int) -> None:
         """The next chunks, and how many bytes they have."""
         self.size += size
         if self.builder is None:
@@ -105,6 +123,18 @@ class _Large:
         return Entry(self.path, EntryKind.FILE, self.size, tuple(self.chunks), tree, self.mode, attrs_json=attrs)
 
 
+def is_at_hand(engine: Engine, artifact: Artifact, progress: Progress) -> bool:
+    """Whether a session waits for nothing and calls nobody: a snapshot may be held from its beginning to its end."""
+    if artifact.changed() > HERE_FILES or progress is not no_progress:
+        return False
+    sources = artifact.changes()
+    return (
+        all(isinstance(source, Spooled) for _, source in sources)
+        and sum([_size_of(source) for _, source in sources]) <= min(HERE_BYTES, engine.config.frame_bytes)
+        and draft_base(artifact)[0] is None
+    )
+
+
 class Session:
     """Reads the sources of one artifact into a writer, in path order, and writes the tree."""
 
@@ -113,6 +143,7 @@ class Session:
         self.writer = writer
         self.progress = progress
         self.chunker: Chunker = chunker_for(engine.config.chunker)
+        self.digests = piecewise(engine.config.digest)
         self.node_bytes = engine.config.node_bytes
         self.base, _ = draft_base(artifact)
         self.changes = artifact.changes()
@@ -123,7 +154,7 @@ class Session:
         self.tree = Tree(b"", 0, 0)
         self.sink: Sink = writer.put_node
         """takes the nodes of the tree; those of chunk lists go to the writer"""
-        self.total = sum(_size_of(source) for _, source in self.changes)
+        self.total = sum([_size_of(source) for _, source in self.changes])
         self.done = 0
         self.limit = (engine.settings.workers + 2) * BATCH_BYTES
         self.spare: list[bytearray] = []
@@ -186,26 +217,24 @@ class Session:
         """Those that are not files which an earlier log has read; such files get their entries here."""
         for at in range(0, len(sources), KNOWN_FILES):
             part = sources[at : at + KNOWN_FILES]
-            files = [(path, source) for path, source in part if isinstance(source, LocalFile)]
+            # Of a file that is not trusted nothing is asked: it costs a `stat`, and is read anyway.
+            files = [(path, source) for path, source in part if isinstance(source, LocalFile) and source.trusted]
             if not files:
                 yield from part
                 continue
             rows = self.cache.find([source for _, source in files])
-            found = [(*file, row) for file, row in zip(files, rows, strict=True) if row is not None]
-            claimed = self.writer.claim_files([([digest for digest, _ in row.chunks], row.tree) for *_, row in found])
-            known: set[str] = set()
-            for (path, source, row), sound in zip(found, claimed, strict=True):
-                if sound:
-                    size = source.signature.size
-                    mode, attrs = _labels(source)
-                    self.entries[path] = Entry(path, EntryKind.FILE, size, row.chunks, row.tree, mode, attrs_json=attrs)
-                    self.done += size
-                    known.add(path)
-                    if row.tree is not None:
-                        self.unread.add(path)
+            found = [row for row in rows if row is not None]
+            claimed = self.writer.claim_files([([digest for digest, _ in row.chunks], row.tree) for row in found])
+            if not all(claimed):
+                sound = iter(claimed)
+                rows = [row if row is not None and next(sound) else None for row in rows]
+            known = file_entries(files, rows)
+            self.entries.update(known)
+            self.unread.update([path for path, entry in known.items() if entry.tree is not None])
             if known:
+                self.done += sum([entry.length for entry in known.values()])
                 self.progress("read", self.done, self.total)
-            yield from (pair for pair in part if pair[0] not in known)
+            yield from [pair for pair in part if pair[0] not in known] if len(known) < len(part) else ()
 
     def _read(self, sources: Iterable[tuple[str, Source]]) -> None:
         jobs: deque[_Job] = deque()
@@ -229,29 +258,31 @@ class Session:
         batch: list[tuple[str, Source]] = []
         size = 0
         for path, source in sources:
-            if isinstance(source, Link):
+            if isinstance(source, LocalFile | Spooled):  # as most are
+                length = _size_of(source)
+                if length > BATCH_BYTES:
+                    if batch:
+                        yield self._batch(batch, size)
+                        batch, size = [], 0
+                    yield from self._blocks(path, source)
+                    continue
+                batch.append((path, source))
+                size += length
+                if size >= BATCH_BYTES or len(batch) >= BATCH_FILES:
+                    yield self._batch(batch, size)
+                    batch, size = [], 0
+            elif isinstance(source, Link):
                 self.entries[path] = Entry(path, EntryKind.LINK, target=source.target)
             elif isinstance(source, EmptyDirectory):
                 self.entries[path] = Entry(path, EntryKind.DIRECTORY)
             elif isinstance(source, Referred):
                 self.entries[path] = source.entry
-            elif isinstance(source, Taken):
+            else:
                 self.entries[path] = source.entry
                 for digest, _ in source.entry.chunks:
                     self.writer.claim(digest)
                 if source.entry.tree is not None:
                     self.writer.claim(source.entry.tree)
-            elif _size_of(source) > BATCH_BYTES:
-                if batch:
-                    yield self._batch(batch, size)
-                    batch, size = [], 0
-                yield from self._blocks(path, source)
-            else:
-                batch.append((path, source))
-                size += _size_of(source)
-                if size >= BATCH_BYTES or len(batch) >= BATCH_FILES:
-                    yield self._batch(batch, size)
-                    batch, size = [], 0
         if batch:
             yield self._batch(batch, size)
 
@@ -259,7 +290,7 @@ class Session:
         sources = [source for _, source in batch]
         here = size <= HERE_BYTES and len(batch) <= HERE_FILES
         buffer = bytearray(size) if here else self._buffer(size)
-        args = sources, buffer, self.chunker, self.engine.hash, self.engine.runtime
+        args = sources, buffer, self.chunker, self.digests, self.engine.runtime
         if here:
             return _Job(batch, _done(lambda: _read_files(*args)), size)
         return _Job(batch, self.engine.executor().submit(_read_files, *args), len(buffer), buffer=buffer)
@@ -293,41 +324,43 @@ class Session:
                 data = memoryview(buffer)[: len(tail) + got]
                 ends = self.chunker.boundaries(data, final=final)
                 tail = bytes(data[ends[-1] :] if ends else data)
-                future = self.engine.executor().submit(_hash_block, data, ends, stamp, self.engine.hash)
+                future = self.engine.executor().submit(_hash_block, data, ends, stamp, self.digests)
                 yield _Job([(path, source)], future, len(buffer), large, final, buffer)
                 if final:
                     return
 
     def _take(self, job: _Job) -> int:
         """Fold the outcome of a job in: ask which chunks are new, and store those."""
-        results = job.future.result()
-        self.writer.store([pair for content in results for pair in content.chunks])
+        found = job.future.result()
+        for cut in found.cuts:
+            self.writer.store(*cut)
         if job.buffer is not None:
             self.spare.append(job.buffer)
-        for (path, source), content in zip(job.paths, results, strict=True):
-            chunks = tuple([(digest, len(data)) for digest, data in content.chunks])
-            size = sum([length for _, length in chunks])
+        entries, learn = self.entries, self.cache.learn
+        for (path, source), chunks, stamp in zip(job.paths, found.chunks, found.stamps, strict=True):
+            size = chunks[0][1] if len(chunks) == 1 else sum([length for _, length in chunks])
             self.done += size
-            mode, attrs = _labels(source)
+            mode, attrs = (source.mode, source.attrs_json) if isinstance(source, LocalFile) else _labels(source)
             if job.large is None and len(chunks) <= INLINE_CHUNKS:
-                entry = Entry(path, EntryKind.FILE, size, chunks, None, mode, attrs_json=attrs)
+                entry = Entry(path, EntryKind.FILE, size, tuple(chunks), None, mode, attrs_json=attrs)
             else:
                 large = job.large or _Large(path, mode, self)
                 large.add(chunks, size)
                 if job.large is not None and not job.last:
                     continue
                 entry = large.entry(attrs)
-            self.entries[path] = entry
-            self.unread.discard(path)
+            entries[path] = entry
+            if self.unread:
+                self.unread.discard(path)
             if isinstance(source, LocalFile):
-                self.cache.learn(source, content.stamp, entry)
+                learn(source, stamp, entry)
         self.progress("read", self.done, self.total)
         return job.size
 
 
-def _done(work: Callable[[], list[_Content]]) -> Future[list[_Content]]:
+def _done(work: Callable[[], _Outcome]) -> Future[_Outcome]:
     """What an executor would give, had it done some work already."""
-    future: Future[list[_Content]] = Future()
+    future: Future[_Outcome] = Future()
     try:
         future.set_result(work())
     except Exception as error:  # noqa: BLE001 - it is raised where the outcome is wanted
@@ -343,13 +376,9 @@ def _labels(source: Source) -> tuple[int | None, bytes]:
 
 
 def _size_of(source: Source | None) -> int:
-    match source:
-        case LocalFile():
-            return source.signature.size
-        case Spooled():
-            return source.size
-        case _:
-            return 0
+    if isinstance(source, LocalFile):
+        return source.signature.size
+    return source.size if isinstance(source, Spooled) else 0
 
 
 def _open(source: Source) -> BinaryIO:
@@ -399,36 +428,61 @@ def _read_into(file: BinaryIO, buffer: memoryview, path: str) -> int:
     return got
 
 
-def _hash_block(
-    data: memoryview, ends: list[int], stamp: Stamp | None, hash_bytes: Callable[[Buffer], bytes]
-) -> list[_Content]:
-    parts = [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]
-    return [_Content([(hash_bytes(part), part) for part in parts], stamp)]
+def _hash_block(data: memoryview, ends: list[int], stamp: Stamp | None, digests_of: Pieces) -> _Outcome:
+    starts = [0, *ends[:-1]] if ends else []
+    cut = _Cut(data, starts, ends, digests_of(data, starts, ends))
+    return _Outcome([cut], [cut.chunks()], [stamp])
 
 
 def _read_files(
-    sources: list[Source],
-    buffer: bytearray,
-    chunker: Chunker,
-    hash_bytes: Callable[[Buffer], bytes],
-    runtime: Runtime,
-) -> list[_Content]:
+    sources: list[Source], buffer: bytearray, chunker: Chunker, digests_of: Pieces, runtime: Runtime
+) -> _Outcome:
     """Chunks of some whole files, each read once; into the buffer, which has room for all, or elsewhere."""
     local = [source for source in sources if isinstance(source, LocalFile)]
+    stamps: list[Stamp | None] = []
     settled = iter(read_unchanged(local, settled_before(runtime.file_clock()), buffer))
-    contents: list[_Content] = []
-    for source in sources:
-        whole, stamp = (isinstance(source, LocalFile) and next(settled)) or _whole(source, runtime)
-        contents.append(_Content(_chunks(memoryview(whole), chunker, hash_bytes), stamp))
-    return contents
+    data = memoryview(buffer)
+    starts: list[int] = []
+    ends: list[int] = []
+    counts: list[int] = []
+    others: dict[int, _Cut] = {}
+    smallest = chunker.params.minimum
+    at = 0
+    for number, source in enumerate(sources):
+        stamp = None
+        if isinstance(source, LocalFile):
+            stamp = next(settled)
+            begin = at
+            at += source.signature.size
+        if stamp is None:
+            whole, stamp = _whole(source, runtime)
+            others[number] = _cut(memoryview(whole), chunker, digests_of)
+            counts.append(0)
+        elif at - begin > smallest:
+            places = [begin + end for end in chunker.boundaries(data[begin:at], final=True)]
+            starts += [begin, *places[:-1]]
+            ends += places
+            counts.append(len(places))
+        elif at > begin:
+            starts.append(begin)
+            ends.append(at)
+            counts.append(1)
+        else:
+            counts.append(0)
+        stamps.append(stamp)
+    together = _Cut(data, starts, ends, digests_of(data, starts, ends))
+    of_all = iter(together.chunks())
+    chunks: list[Chunks] = [tuple(islice(of_all, count)) for count in counts]
+    for number, cut in others.items():
+        chunks[number] = cut.chunks()
+    return _Outcome([together, *others.values()], chunks, stamps)
 
 
-def _chunks(data: memoryview, chunker: Chunker, hash_bytes: Callable[[Buffer], bytes]) -> Chunks:
+def _cut(data: memoryview, chunker: Chunker, digests_of: Pieces) -> _Cut:
     """A whole file in chunks."""
-    if len(data) <= chunker.params.minimum:
-        return [(hash_bytes(data), data)] if data else []
     ends = chunker.boundaries(data, final=True)
-    return [(hash_bytes(part), part) for part in [data[a:b] for a, b in zip([0, *ends], ends, strict=False)]]
+    starts = [0, *ends[:-1]] if ends else []
+    return _Cut(data, starts, ends, digests_of(data, starts, ends))
 
 
 def _whole(source: Source, runtime: Runtime) -> tuple[Buffer, Stamp | None]:

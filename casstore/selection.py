@@ -12,9 +12,10 @@ from typing import NoReturn
 from casstore.errors import InvalidInputError
 from casstore.model import CollectionRow, VersionRow
 from casstore.names import CollectionName, check_alias, check_name, check_tags, check_type
+from casstore.patterns import pattern
 from casstore.values import dataclass
 
-_SPAN = re.compile(r"v(0|[1-9][0-9]{0,17})(?:\.\.v(0|[1-9][0-9]{0,17}))?")
+_SPAN = pattern(r"v(0|[1-9][0-9]{0,17})(?:\.\.v(0|[1-9][0-9]{0,17}))?")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 GRAMMAR = (
     "terms joined by 'and': unaliased, alias=NAME, tag=NAME, type=NAME, age>30d, version in v1..v9,v12, "
@@ -192,11 +193,11 @@ class _Word:
 
 # --- the command line ----------------------------------------------------------------------------
 
-_TERM = re.compile(r"\s*(unaliased|age|version|alias|tag|type|collection|run|metadata\.[^\s=<>\"']+)(?![\w.-])\s*")
-_AND = re.compile(r"\s*(and)(?!\S)\s*")
-_AGE = re.compile(r">\s*([0-9]{1,9})([smhdw])(?![\w.])")
-_IN = re.compile(r"in\s+(v[0-9]+(?:\.\.v[0-9]+)?(?:\s*,\s*v[0-9]+(?:\.\.v[0-9]+)?)*)(?!\S)")
-_VALUE = re.compile(r"=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"']+))(?!\S)")
+_TERM = pattern(r"\s*(unaliased|age|version|alias|tag|type|collection|run|metadata\.[^\s=<>\"']+)(?![\w.-])\s*")
+_AND = pattern(r"\s*(and)(?!\S)\s*")
+_AGE = pattern(r">\s*([0-9]{1,9})([smhdw])(?![\w.])")
+_IN = pattern(r"in\s+(v[0-9]+(?:\.\.v[0-9]+)?(?:\s*,\s*v[0-9]+(?:\.\.v[0-9]+)?)*)(?!\S)")
+_VALUE = pattern(r"=\s*(?:\"([^\"]*)\"|'([^']*)'|([^\s\"']+))(?!\S)")
 
 
 def parse_where(text: str) -> Where:

@@ -10,11 +10,16 @@ import stat
 import sys
 from collections.abc import Iterable
 from dataclasses import field
-from typing import IO, BinaryIO
+from typing import IO, Any, BinaryIO
 
 from casstore.errors import CasstoreError, InvalidInputError, LimitError
 from casstore.model import Entry, EntryKind
+from casstore.names import is_plain_path
+from casstore.native import extension, slots_of
+from casstore.patterns import pattern
 from casstore.values import dataclass
+
+_native: Any = extension("_scan")
 
 SPOOL_BYTES = 1024 * 1024
 """smaller streams stay in memory"""
@@ -54,6 +59,9 @@ class LocalFile:
     """whether it need not be read if it seems to be what an earlier log has read"""
     attrs_json: bytes = b""
     """see `Entry`"""
+
+
+LOCAL_FILE, SIGNATURE, ENTRY = slots_of(LocalFile), slots_of(Signature), slots_of(Entry)
 
 
 @dataclass(frozen=True, slots=True)
@@ -258,7 +266,7 @@ def ancestors(path: str) -> list[str]:
     return ["/".join(parts[:count]) for count in range(1, len(parts))]
 
 
-_ANY_DEPTH = re.compile(r"(?:^|(?<=/))\*\*/")
+_ANY_DEPTH = pattern(r"(?:^|(?<=/))\*\*/")
 
 
 class Globs:
@@ -270,6 +278,11 @@ class Globs:
                 raise InvalidInputError(f"include and exclude are lists of globs, not {patterns!r:.200}")
         self._include = [_compile(pattern) for pattern in include]
         self._exclude = [_compile(pattern) for pattern in exclude]
+
+    @property
+    def take_all(self) -> bool:
+        """True if there are none."""
+        return not self._include and not self._exclude
 
     def excluded(self, relative: str) -> bool:
         """True if a path, and all below it, is to be left out."""
@@ -332,6 +345,8 @@ class Scan:
         self.trusted = trusted
         """see `LocalFile.trusted`"""
         self.links: list[str] = []
+        self.odd: list[str] = []
+        """what was found at paths of which nothing is known; all other paths are such as `check_path` takes"""
         self.pending: list[tuple[str, str, tuple[str, ...]]] = []
         """directories to read: path, path inside the tree, real paths of the links that led there"""
 
@@ -353,27 +368,48 @@ class Scan:
     def _directory(
         self, path: str, relative: str, trail: tuple[str, ...], found: list[tuple[str, Source]], *, keep_empty: bool
     ) -> None:
+        above = os.path.join(path, "")
+        before = len(found) + len(self.pending)
         try:
-            with os.scandir(path) as listing:
-                items = sorted(listing, key=lambda item: item.name)
+            if _native is not None and self.limit is None and self.globs.take_all:
+                names = self._listed(above, path, f"{relative}/" if relative else "", trail, found)
+            else:
+                names = sorted(os.listdir(path))
         except OSError as error:
             raise InvalidInputError(f"cannot read directory {path!r}: {error.strerror}") from None
-        if not items and keep_empty and relative:
+        if not names and len(found) + len(self.pending) == before and keep_empty and relative:
+            self.odd.append(relative)
             found.append((relative, EmptyDirectory()))
-        for item in items:
-            inner = f"{relative}/{item.name}" if relative else item.name
+        for name in names:
+            inner = f"{relative}/{name}" if relative else name
             if self.globs.excluded(inner):
                 continue
             try:
-                info = item.stat(follow_symlinks=False)
+                info = os.lstat(above + name)
             except OSError as error:
-                raise InvalidInputError(f"cannot read {item.path!r}: {error.strerror}") from None
+                raise InvalidInputError(f"cannot read {above + name!r}: {error.strerror}") from None
             if stat.S_ISLNK(info.st_mode):
-                self._link(item.path, inner, trail, found)
+                self._link(above + name, inner, trail, found)
             elif stat.S_ISDIR(info.st_mode):
-                self.pending.append((item.path, inner, trail))
+                self.pending.append((above + name, inner, trail))
             elif self.globs.included(inner) and inner != CHECKOUT_MARKER:
-                self._file(item.path, inner, info, found)
+                self._file(above + name, inner, info, found)
+
+    def _listed(
+        self, above: str, path: str, inside: str, trail: tuple[str, ...], found: list[tuple[str, Source]]
+    ) -> list[str]:
+        """Take regular files and directories of a directory; the names of all else, for which nobody is in a hurry."""
+        skip = "" if inside else CHECKOUT_MARKER
+        outcome = _native.list_directory(path, above, inside, skip, LOCAL_FILE, SIGNATURE, self.keep_mode, self.trusted)
+        if isinstance(outcome, int):
+            raise OSError(outcome, os.strerror(outcome))
+        files, directories, rest = outcome
+        found += files
+        if not is_plain_path(inside + "a"):
+            self.odd += [inner for inner, _ in files]
+        self.pending += [(above + name, inside + name, trail) for name in directories]
+        names: list[str] = rest
+        return names
 
     def _file(self, path: str, relative: str, info: os.stat_result, found: list[tuple[str, Source]]) -> None:
         if not stat.S_ISREG(info.st_mode):
@@ -384,6 +420,7 @@ class Scan:
                 hint="a part of the directory, or max_objects=",
             )
         mode = stat.S_IMODE(info.st_mode) if self.keep_mode else None
+        self.odd.append(relative)
         found.append((relative, LocalFile(path, Signature.of(info), mode, self.trusted)))
 
     def _link(self, path: str, relative: str, trail: tuple[str, ...], found: list[tuple[str, Source]]) -> None:
@@ -398,6 +435,7 @@ class Scan:
                 target.encode()
             except UnicodeEncodeError:
                 raise InvalidInputError(f"the target of link {path!r} is not valid UTF-8") from None
+            self.odd.append(relative)
             found.append((relative, Link(target)))
             return
         real = os.path.realpath(path)

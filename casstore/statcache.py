@@ -34,10 +34,10 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
-from casstore import filebatch
+from casstore import filescan
 from casstore.config import Runtime
 from casstore.errors import CasstoreError
-from casstore.format.filerows import FILES, FileRow, Stamp, decode_file, encode_file, file_key, first_digest, last_use
+from casstore.format.filerows import FILES, FileRow, Stamp, encode_file, file_key, first_digest, last_use
 from casstore.model import Entry
 from casstore.overlay import Tables
 from casstore.sources import LocalFile, encoded
@@ -54,6 +54,8 @@ ROWS = 2_000_000
 """files that are remembered at most"""
 BATCH_ROWS = 4096
 """rows a transaction writes: nobody waits for longer"""
+FEW = 50
+"""a pass over the rows should find one that goes in so many"""
 STALE_DAYS = 7
 """a row that is of use is written again when its last use was that long ago"""
 _OLDEST = b"oldest"
@@ -91,6 +93,10 @@ def settled_before(now_micros: int) -> int:
     return now_micros * 1000 - MARGIN_NS
 
 
+def _rows_at(tables: Tables, keys: Sequence[bytes]) -> list[bytes | None]:
+    return tables.get_many(FILES, keys)
+
+
 class StatCache:
     """What one log asks and tells. Not thread-safe. It never raises: what goes wrong makes files be read."""
 
@@ -113,27 +119,22 @@ class StatCache:
             self._blank = bool(sources) and not self._size()
         if self._blank or self._off or not sources:
             return [None] * len(sources)
-        stamps = [
-            stamp if stamp is not None and source.trusted and self._keeps_ctime(stamp.device, source.path) else None
-            for source, stamp in zip(sources, filebatch.stamps(sources), strict=True)
-        ]
-        paths = [encoded(source.path) for source in sources]
-
-        def body(tables: Tables) -> list[bytes | None]:
-            return [
-                None if stamp is None else tables.get(FILES, file_key(path))
-                for path, stamp in zip(paths, stamps, strict=True)
-            ]
-
+        devices = {source.signature.device: source.path for source in sources}
+        believed = {device for device, path in devices.items() if self._keeps_ctime(device, path)}
+        if not believed or not any(source.trusted for source in sources):
+            return [None] * len(sources)
+        paths, keys, marks = filescan.look_up(sources)
+        if len(believed) < len(devices) or not all(source.trusted for source in sources):
+            for at, source in enumerate(sources):
+                if not source.trusted or source.signature.device not in believed:
+                    marks[at] = None
+        rows = self._look(lambda tables: _rows_at(tables, keys))
+        if rows is None:
+            return [None] * len(sources)
+        found = filescan.decode_rows(paths, marks, rows)
         stale = self._today - STALE_DAYS
-        found: list[FileRow | None] = []
-        for path, stamp, data in zip(paths, stamps, self._look(body) or [None] * len(paths), strict=True):
-            row = None if data is None else decode_file(path, data)
-            if row is None or stamp is None or row.mark != stamp.mark:
-                found.append(None)
-                continue
-            found.append(row)
-            if row.used <= stale:
+        for path, row in zip(paths, found, strict=True):
+            if row is not None and row.used <= stale:
                 self._put(path, row.mark, row.chunks, row.tree)
         return found
 
@@ -166,8 +167,13 @@ class StatCache:
 
         self._count = self._change(body)
 
-    def forget_gone(self) -> None:
-        """Drop rows of content that the store has no more, by its beginning. Costs a pass over all rows."""
+    def forget_gone(self, freed: int) -> None:
+        """Drop rows of content that the store has no more, by its beginning. Costs a pass over all rows.
+
+        Nothing is done if so many chunks were ``freed`` only that, at best, a row in `FEW` would go.
+        """
+        if freed * FEW < self._size():
+            return
         for part in self._parts(first_digest):
             wanted = [(key, digest) for key, digest in part if digest]
 

@@ -18,7 +18,6 @@ from casstore.distributed import DistributedStore
 from casstore.engine import Engine
 from casstore.errors import InvalidInputError
 from casstore.identity import found_in
-from casstore.ingest import LogRequest, ingest
 from casstore.model import INHERIT, KEPT, AliasChange, Inherit, Progress, VersionState, no_progress
 from casstore.names import (
     LATEST,
@@ -31,7 +30,6 @@ from casstore.names import (
     parse_reference,
     ttl_seconds,
 )
-from casstore.retention import rules_from
 from casstore.tracking import StoreTracking
 from casstore.version import Deletion, Version
 
@@ -95,6 +93,8 @@ class Store(StoreTracking, DistributedStore):
             raise InvalidInputError(f"dedup={dedup!r} is not valid", hint=", ".join(DEDUP))
         engine = self._engine
         name = self._home_of(artifact, project)
+        from casstore.ingest import LogRequest, ingest
+
         draft, _ = draft_base(artifact)
         number = policy.base_number(draft, base, name, strict=if_base_latest)
         if base is not None:  # it may be gone, but there must have been one
@@ -298,11 +298,13 @@ class Store(StoreTracking, DistributedStore):
         delete_links: bool = False,
         if_in_use: str = "cancel",
         permanent: bool = False,
+        measure: bool = True,
     ) -> Plan:
         """What deleting the versions of a predicate, or some by name, would do. Its ``apply()`` does just that.
 
         ``permanent``: not to the trash, but purged by the same commit, as are those named that are in the trash; then
-        only `gc_undo` brings them back, while the grace of the `gc` that follows keeps their bytes.
+        only `gc_undo` brings them back, while the grace of the `gc` that follows keeps their bytes. ``measure=False``
+        leaves the bytes at 0 that only these versions keep: to find them takes a walk over all that might go.
 
         ``apply`` raises `StaleBaseError` if the store moved in a way that changes the plan. Named versions that are
         protected or have aliases, links or uses in the way raise `ProtectedError`, `AliasGuardError`,
@@ -322,7 +324,7 @@ class Store(StoreTracking, DistributedStore):
             reason=check_description(reason),
             permanent=permanent,
         )
-        return deletion.plan(self._engine, request)
+        return deletion.plan(self._engine, request, measure=measure)
 
     def create_collection(
         self,
@@ -379,6 +381,8 @@ class Store(StoreTracking, DistributedStore):
 
         if dedup not in DEDUP:
             raise InvalidInputError(f"dedup={dedup!r} is not valid", hint=", ".join(DEDUP))
+        from casstore.ingest import LogRequest
+
         engine = self._engine
         source = self.get(ref)
         seconds = ttl_seconds(ttl)
@@ -536,6 +540,8 @@ class Store(StoreTracking, DistributedStore):
         }
         name = CollectionName.parse(collection)
         stored = self.policy.retention if all(value is None for value in given.values()) else None
+        from casstore.retention import rules_from
+
         rules = stored or rules_from(given)
         return retain(self._engine, name, rules, delete_aliases=delete_aliases, dry_run=dry_run)
 

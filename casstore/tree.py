@@ -9,6 +9,8 @@ from __future__ import annotations
 
 from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import islice
+from typing import Any
 
 from casstore.digest import checksum64
 from casstore.errors import FormatError, IntegrityError
@@ -22,9 +24,15 @@ from casstore.format.nodes import (
     encode_entry,
     encode_node,
 )
-from casstore.model import Entry
+from casstore.model import Entry, EntryKind
+from casstore.native import extension, slots_of
 from casstore.values import dataclass
 
+_native: Any = extension("_scan")
+_ENTRY = slots_of(Entry)
+
+PART = 16_384
+"""entries that are in memory together"""
 INLINE_CHUNKS = 32
 """longer chunk lists go into nodes of their own"""
 
@@ -42,18 +50,6 @@ class Tree:
     """A finished tree."""
 
     root: bytes
-    count: int
-    size: int
-
-
-@dataclass(slots=True)
-class _Item:
-    """One item of a node under construction: encoded form, boundary hash input, what it refers to and sums."""
-
-    encoded: bytes
-    key: bytes
-    last: str
-    references: tuple[bytes, ...]
     count: int
     size: int
 
@@ -77,29 +73,110 @@ def is_cut(average: int, level: int, items: int, size: int, length: int, key: by
 
 
 class _Level:
-    """The node being filled at one level."""
+    """The node being filled at one level. It keeps no object for an item, of which a tree has many."""
 
     def __init__(self, builder: Builder, level: int) -> None:
         self.builder = builder
         self.level = level
-        self.items: list[_Item] = []
+        self.items: list[bytes] = []
+        """encoded"""
+        self.references: list[bytes] = []
+        """of all items, with repeats"""
         self.bytes = 0
+        """of the items"""
+        self.last = ""
+        self.count = 0
+        self.size = 0
         self.emitted = 0
         self.only: Child | None = None
 
-    def add(self, item: _Item) -> None:
-        self.items.append(item)
-        self.bytes += len(item.encoded)
-        if is_cut(self.builder.average, self.level, len(self.items), self.bytes, len(item.encoded), item.key):
+    def add(self, encoded: bytes, key: bytes, last: str, count: int, size: int) -> None:
+        """An item, whose `references` are there already; ``key`` is what its boundary depends on."""
+        length = len(encoded)
+        self.items.append(encoded)
+        self.bytes += length
+        self.last = last
+        self.count += count
+        self.size += size
+        if is_cut(self.builder.average, self.level, len(self.items), self.bytes, length, key):
             self.emit()
 
+    def add_entries(self, entries: list[Entry]) -> None:
+        """As `add` for each entry."""
+        at = 0
+        while at < len(entries):
+            leaf = self._compiled(entries, at)
+            if leaf:
+                at += leaf
+            else:
+                at = self._add_leaf(entries, at)
+
+    def _compiled(self, entries: list[Entry], at: int) -> int:
+        """Emit a whole leaf that begins with an entry, if C can make it; of how many entries."""
+        if _native is None or self.items:
+            return 0
+        leaf = _native.cut_leaf(_ENTRY, EntryKind.FILE, entries, at, self.builder.average)
+        if leaf is None:
+            return 0
+        self.items, self.references, self.size = leaf
+        self.count = len(self.items)
+        self.last = entries[at + self.count - 1].path
+        count = self.count
+        self.emit()
+        return count
+
+    def _add_leaf(self, entries: list[Entry], at: int) -> int:
+        """As `add` for the entries of a list from one on, to the end of the leaf; the number of the next."""
+        average = self.builder.average
+        smallest = average // 4
+        items, references, size = self.items, self.references, self.bytes
+        for number in range(at, len(entries)):
+            entry = entries[number]
+            encoded = encode_entry(entry)
+            items.append(encoded)
+            for digest, _ in entry.chunks:
+                references.append(digest)
+            if entry.tree is not None:
+                references.append(entry.tree)
+            self.last = entry.path
+            self.count += 1
+            self.size += entry.size or 0
+            length = len(encoded)
+            size += length
+            if size >= smallest and is_cut(average, self.level, len(items), size, length, entry.path.encode()):
+                self.bytes = size
+                self.emit()
+                return number + 1
+        self.bytes = size
+        return len(entries)
+
+    def add_chunks(self, chunks: Iterable[tuple[bytes, int]]) -> None:
+        """As `add` for each chunk."""
+        average = self.builder.average
+        smallest = average // 4
+        items, references, size = self.items, self.references, self.bytes
+        for chunk in chunks:
+            encoded = encode_chunk(chunk)
+            items.append(encoded)
+            references.append(chunk[0])
+            self.count += 1
+            self.size += chunk[1]
+            length = len(encoded)
+            size += length
+            if size >= smallest and is_cut(average, self.level, len(items), size, length, chunk[0]):
+                self.bytes = size
+                self.emit()
+                items, references, size = self.items, self.references, 0
+        self.bytes = size
+
     def emit(self) -> None:
-        items, self.items, self.bytes = self.items, [], 0
-        data = encode_node(self.builder.kind, self.level, [item.encoded for item in items])
-        references = dict.fromkeys(reference for item in items for reference in item.references)
-        digest = self.builder.sink(data, tuple(references))
-        last = items[-1].last if items else ""
-        self.push(Child(digest, last, sum(item.count for item in items), sum(item.size for item in items)))
+        data = encode_node(self.builder.kind, self.level, self.items)
+        digest = self.builder.sink(data, tuple(dict.fromkeys(self.references)))
+        child = Child(digest, self.last, self.count, self.size)
+        self.items, self.references = [], []
+        self.bytes = self.count = self.size = 0
+        self.last = ""
+        self.push(child)
 
     def push(self, child: Child) -> None:
         """A finished node of this level goes up. The first waits: alone it would be the root."""
@@ -109,14 +186,15 @@ class _Level:
             return
         above = self.builder.level(self.level + 1)
         if self.only is not None:
-            above.add(_child_item(self.only))
+            above.add_child(self.only)
             self.only = None
-        above.add(_child_item(child))
+        above.add_child(child)
 
-
-def _child_item(child: Child) -> _Item:
-    key = child.last.encode() if child.last else child.digest
-    return _Item(encode_child(child), key, child.last, (child.digest,), child.count, child.size)
+    def add_child(self, child: Child) -> None:
+        """A node of the level below."""
+        key = child.last.encode() if child.last else child.digest
+        self.references.append(child.digest)
+        self.add(encode_child(child), key, child.last, child.count, child.size)
 
 
 class Builder:
@@ -138,18 +216,21 @@ class Builder:
 
     def add_entry(self, entry: Entry) -> None:
         """The next entry of a directory tree; paths rise in byte order."""
-        references = [digest for digest, _ in entry.chunks]
+        level = self._levels[0] if self._levels else self.level(0)
+        for digest, _ in entry.chunks:
+            level.references.append(digest)
         if entry.tree is not None:
-            references.append(entry.tree)
-        item = _Item(encode_entry(entry), entry.path.encode(), entry.path, tuple(references), 1, entry.length)
-        self.level(0).add(item)
+            level.references.append(entry.tree)
+        path = entry.path
+        level.add(encode_entry(entry), path.encode(), path, 1, entry.size or 0)
+
+    def add_entries(self, entries: list[Entry]) -> None:
+        """As `add_entry` for each entry."""
+        self.level(0).add_entries(entries)
 
     def add_chunks(self, chunks: Iterable[tuple[bytes, int]]) -> None:
         """The next chunks of a chunk list, as (digest, length)."""
-        add = self.level(0).add
-        for chunk in chunks:
-            digest, length = chunk
-            add(_Item(encode_chunk(chunk), digest, "", (digest,), 1, length))
+        self.level(0).add_chunks(chunks)
 
     def reuse(self, child: Child, level: int) -> bool:
         """Take over a whole stored node of a level, if every level up to it is at a boundary."""
@@ -177,8 +258,9 @@ class Builder:
 def write_entries(entries: Iterable[Entry], average: int, sink: Sink) -> Tree:
     """Store a directory tree of entries that rise in path bytes."""
     builder = Builder(DIRECTORY, average, sink)
-    for entry in entries:
-        builder.add_entry(entry)
+    rest = iter(entries)
+    while part := list(islice(rest, PART)):
+        builder.add_entries(part)
     return builder.finish()
 
 

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import replace
+from types import TracebackType
 from typing import Protocol, TypeVar
 
 from casstore.backend.room import is_full
 from casstore.checkpoint import Checkpoints
+from casstore.config import MIB
 from casstore.errors import BackendError, IntegrityError
 from casstore.format.checkpoints import Manifest, Rows
 from casstore.format.rows import decode_chunk, decode_row, encode_row, location_of_row, u64
@@ -72,6 +75,8 @@ _REPLAY = LOCAL + b"replay"
 """this view is to be made from the log alone"""
 BATCH_SEGMENTS = 64
 BATCH_RECORDS = 50_000
+LOOSE, LOOSE_BYTES = 0.25, 16 * MIB
+"""share of the files that must be free, and bytes they must have, for `View.trim` to write them anew"""
 
 
 class Storage(Protocol):
@@ -89,8 +94,8 @@ class Storage(Protocol):
         """Empty every table."""
         ...
 
-    def compact(self, share: float) -> int:
-        """Leave out what is free, if it is at least a share; bytes saved."""
+    def compact(self, share: float, *, least: int = 0) -> int:
+        """Leave out what is free, if it is at least a share, of at least so many bytes; bytes saved."""
         ...
 
     def close(self) -> None:
@@ -114,6 +119,32 @@ class _Mine(threading.local):
     """Of one thread: how many reads it is in."""
 
     depth = 0
+
+
+class _Reading:
+    """`View.read`. Not made of a generator: that would be a third of what a snapshot costs."""
+
+    __slots__ = ("_depth", "_reading", "_view")
+
+    def __init__(self, view: View) -> None:
+        self._view = view
+        self._depth = 0
+        self._reading: AbstractContextManager[Tables] | None = None
+
+    def __enter__(self) -> Tables:
+        mine = self._view._mine  # noqa: SLF001 - same module
+        self._reading, tables = self._view._begin()  # noqa: SLF001
+        self._depth = mine.depth
+        mine.depth += 1
+        return tables
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._view._mine.depth = self._depth  # noqa: SLF001
+        reading, self._reading = self._reading, None
+        if reading is not None:
+            reading.__exit__(kind, error, trace)
 
 
 class View:
@@ -140,6 +171,8 @@ class View:
         self._mine = _Mine()
         self._reached = 0
         """the highest position this handle has seen: it is never shown an earlier one"""
+        self._changed = 0
+        """rows of chunks that commits of this handle have changed"""
 
     # --- keeping up
 
@@ -169,6 +202,17 @@ class View:
         except IndexDamagedError as error:
             self._discard(error.generation)
             return self._catch_up()
+
+    def keep_up(self) -> int:
+        """Have `read` show the head of the log as it is now; returns a position that it does not fall behind.
+
+        `refresh` for whoever reads next. One look at the log, if nobody has committed meanwhile: no snapshot is older
+        than what this handle has seen, so only what follows that has to be looked for.
+        """
+        reached = self._reached
+        if not reached or self._mine.depth or not self._log.ends_at(reached):
+            return self.refresh().seq
+        return reached
 
     def _catch_up(self) -> Head:
         while True:
@@ -259,13 +303,17 @@ class View:
             if self._storage.update(body):
                 return
 
-    def fold(self, batch: Sequence[tuple[Segment, bytes]], ahead: Ahead | None = None) -> None:
+    def fold(self, batch: Sequence[tuple[Segment, bytes]], ahead: Ahead | None = None) -> bool:
         """Apply segments that are in the log, skipping those another handle applied first.
 
         ``ahead``: what applying the one segment of the batch was found to change; used if nothing was written since.
+        True if it was: then everything is as it was foreseen.
         """
+        foreseen = False
 
         def body(tables: Tables) -> None:
+            nonlocal foreseen
+            foreseen = False
             if tables.get(META, _LOADING) is not None:
                 return  # another handle has begun with a checkpoint
             if ahead is not None and tables.stamp == ahead.stamp:
@@ -273,7 +321,9 @@ class View:
                 if segment.seq == head_of(tables).seq + 1 and segment.previous == head_of(tables).chain:
                     for table, changes in ahead.changes.items():
                         tables.change(table, changes)
+                    self._changed += len(ahead.changes.get(CHUNK, ()))
                     tables.put(META, HEAD_KEY, encode_row(replace(head_of(tables), chain=chain)))
+                    foreseen = True
                     return
             for segment, chain in batch:
                 if segment.seq == head_of(tables).seq + 1:
@@ -290,6 +340,7 @@ class View:
             self._storage.update(body)
         self._reached = max(self._reached, batch[-1][0].seq)
         self._effect("index-commit")
+        return foreseen
 
     def rebuild(self) -> Head:
         """Forget everything and fold the log in again, from its beginning: a checkpoint is not believed here.
@@ -312,15 +363,28 @@ class View:
         self._forget()
         return self.refresh()
 
-    def compact(self, share: float) -> int:
+    def compact(self, share: float, *, least: int = 0) -> int:
         """Make the files of the view smaller if at least a share of them is free; returns by how many bytes.
 
-        Not inside a `read`. Raises `BackendError`; the view is as it was then.
+        ``least``: bytes of files that are worth it. Not inside a `read`. Raises `BackendError`; the view is as it was
+        then.
         """
-        saved = self._storage.compact(share)
+        saved = self._storage.compact(share, least=least)
         if saved:
             self._effect("index-commit")
         return saved
+
+    def trim(self) -> int:
+        """Make the files of the view smaller if this handle has written much of them; returns by how many bytes.
+
+        A transaction copies the pages it changes, so a large one leaves as many free. To write all rows anew costs a
+        fiftieth of what it costs to log as many: so it is done after logs that changed half of them, and only then.
+        Not inside a `read`. Raises `BackendError`; the view is as it was then.
+        """
+        with self._storage.read() as tables:
+            if not self._changed or 2 * self._changed < tables.count(CHUNK):
+                return 0
+        return self.compact(LOOSE, least=LOOSE_BYTES)
 
     def close(self) -> None:
         """Let go of the storage."""
@@ -329,23 +393,30 @@ class View:
 
     def read(self) -> AbstractContextManager[Tables]:
         """A consistent snapshot of the tables. Keep it short."""
-        return self._read()
+        return _Reading(self)
 
-    @contextmanager
-    def _read(self) -> Iterator[Tables]:
+    def _begin(self) -> tuple[AbstractContextManager[Tables], Tables]:
+        """An open snapshot that is not older than what this handle has seen."""
+        mended = False
         while True:
             # What other threads come to from here on may be newer than the snapshot.
             seen = self._reached
-            with self._storage.read() as tables:
-                depth = self._mine.depth
-                # Inside a read of the same thread it is the same snapshot, whatever others have come to meanwhile.
-                if depth or head_of(tables).seq >= seen:
-                    self._mine.depth = depth + 1
-                    try:
-                        yield tables
-                    finally:
-                        self._mine.depth = depth
-                    return
+            try:
+                reading = self._storage.read()
+                tables = reading.__enter__()
+                try:
+                    # Inside a read of the same thread it is the same snapshot, whatever others have come to meanwhile.
+                    if self._mine.depth or head_of(tables).seq >= seen:
+                        return reading, tables
+                except BaseException:
+                    reading.__exit__(*sys.exc_info())
+                    raise
+                reading.__exit__(None, None, None)
+            except IndexDamagedError as error:
+                if mended or self._mine.depth:
+                    raise
+                mended = True
+                self._discard(error.generation)
             # Another process is making the view again: what it has so far is the past, and may be none at all.
             if self.refresh().seq < min(seen, self._reached):
                 raise IntegrityError(

@@ -22,7 +22,7 @@ from casstore.errors import (
 )
 from casstore.format.layout import pack_key
 from casstore.format.packs import VersionNote
-from casstore.format.rows import kind_of_row
+from casstore.format.rows import are_data, kind_of_row
 from casstore.model import AddNode, AddPack, ChunkKind, Drop, Record
 from casstore.overlay import Overlay, Tables
 from casstore.parcels import Parcel
@@ -113,15 +113,16 @@ class Writer:
             return sum(pack.size for pack in self._packs)
         return sum(pack.size for pack in self._parcel.packs) or self._parcel.stored_bytes
 
-    def store(self, chunks: Sequence[tuple[bytes, Buffer]]) -> None:
-        """Store those of some data chunks that are not in the store; the others become claims.
+    def store(self, data: memoryview, starts: Sequence[int], ends: Sequence[int], digests: Sequence[bytes]) -> None:
+        """Store those data chunks, pieces of a buffer, that are not in the store; the others become claims.
 
-        They are copied: what they are in may be written to again.
+        They are copied: the buffer may be written to again.
         """
-        missing = self.missing([digest for digest, _ in chunks])
-        for digest, data in chunks if missing else ():
-            if digest in missing:
-                self.put(digest, data)
+        missing = self.missing(digests)
+        if missing:
+            for digest, start, end in zip(digests, starts, ends, strict=True):
+                if digest in missing:
+                    self.put(digest, data[start:end])
 
     def missing(self, digests: Sequence[bytes]) -> set[bytes]:
         """Those of some data digests that this session must store; the others become claims."""
@@ -132,7 +133,11 @@ class Writer:
             return absent
         with self.engine.view.read() as tables:
             sound = not tables.count(LOST)
-            for digest, row in zip(unknown, tables.get_many(CHUNK, unknown), strict=True):
+            rows = tables.get_many(CHUNK, unknown)
+            if sound and are_data(rows):  # as mostly, if not none of them
+                claims.update(unknown)
+                return absent
+            for digest, row in zip(unknown, rows, strict=True):
                 if row is None or not (sound or tables.get(LOST, digest) is None):
                     absent.add(digest)
                 elif _is_idle_node(tables, digest, row):
@@ -147,7 +152,7 @@ class Writer:
         if digest not in self._own:
             self._own.add(digest)
             self.new_bytes += len(data)
-            self._writers[ChunkKind.DATA].add(digest, bytes(data))
+            self._writers[ChunkKind.DATA].add(digest, data)
 
     def put_node(self, data: bytes, children: tuple[bytes, ...]) -> bytes:
         """Store a tree node unless it is known; returns its digest. Children come before their parents."""
@@ -206,14 +211,23 @@ class Writer:
         Returns which of them are in the store, whole and sound; of the others nothing is claimed.
         """
         found: list[bool] = []
+        claims = self._claims
         with self.engine.view.read() as tables:
             clean = not tables.count(LOST)
+            asked = {digest for chunks, root in contents if root is None for digest in chunks} - claims
+            wanted = sorted(asked)  # in key order, as the tables like it
+            rows = tables.get_many(CHUNK, wanted)
+            every = clean and are_data(rows)  # as mostly
+            if every:
+                claims |= asked
+            else:
+                pairs = zip(wanted, rows, strict=True)
+                asked = {digest for digest, row in pairs if _is_data(tables, digest, row, clean=clean)}
             for chunks, root in contents:
                 if root is None:
-                    new = [digest for digest in chunks if digest not in self._claims]
-                    found.append(all(_is_data(tables, digest, clean=clean) for digest in new))
-                    if found[-1]:
-                        self._claims.update(new)
+                    found.append(every or all(digest in asked or digest in claims for digest in chunks))
+                    if found[-1] and not every:
+                        claims.update(chunks)
                 else:
                     found.append(tables.get(NODE, root) is not None and (clean or _is_sound(tables, root)))
                     if found[-1]:
@@ -379,9 +393,8 @@ def _is_idle_node(tables: Tables, digest: bytes, row: bytes | None) -> bool:
     return row is not None and kind_of_row(row) is ChunkKind.NODE and tables.get(NODE, digest) is None
 
 
-def _is_data(tables: Tables, digest: bytes, *, clean: bool) -> bool:
+def _is_data(tables: Tables, digest: bytes, row: bytes | None, *, clean: bool) -> bool:
     """Whether a digest may be relied on as a chunk of a file. ``clean``: nothing at all is damaged or erased."""
-    row = tables.get(CHUNK, digest)
     if row is None or _is_idle_node(tables, digest, row):
         return False
     return clean or _is_sound(tables, digest)

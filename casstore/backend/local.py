@@ -15,10 +15,17 @@ from pathlib import Path
 
 from casstore.backend import TEMPORARY, Buffer, ObjectInfo, check_key, check_prefix, check_range, is_key
 from casstore.backend.osops import OsOps, SweptError, claimed, translate, translated
-from casstore.config import Runtime
+from casstore.config import Runtime, has_dear_memory
 from casstore.errors import AlreadyExistsError, BackendError, NotFoundError
 
+_DONTCACHE = 0x80 if hasattr(os, "RWF_NOWAIT") else 0
+"""RWF_DONTCACHE of Linux 6.14, for which Python has no name yet; older kernels and some file systems refuse it"""
 _NO_LINKS = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK, errno.ENOSYS})
+
+_LARGE = 1024 * 1024
+_KEPT = 32 * 1024 * 1024
+"""bytes of large files that are left in the page cache whatever memory costs"""
+_RECALLED = 1024 * 1024 * 1024
 
 
 class LocalBackend:
@@ -35,8 +42,12 @@ class LocalBackend:
         *,
         new_name: Callable[[int], bytes] = Runtime.random_bytes,
         clock: Callable[[], int] | None = None,
+        dear_memory: Callable[[], bool] = has_dear_memory,
     ) -> None:
-        """``clock`` (microseconds) gives objects their age instead of the machine's own."""
+        """``clock`` (microseconds) gives objects their age instead of the machine's own.
+
+        ``dear_memory``: whether memory that nobody has used for a while costs more than the disk (`has_dear_memory`).
+        """
         self._root = os.path.abspath(root)
         self._ops = ops
         self._clock = clock
@@ -45,6 +56,9 @@ class LocalBackend:
         self._settled: set[str] = set()
         """directories whose own names are known to be durable"""
         self._identity: tuple[int, int] | None = None
+        self._dear_memory = dear_memory
+        self._written = 0
+        self._given_up: list[str] = []
 
     def __repr__(self) -> str:
         return f"LocalBackend({self._root!r})"
@@ -56,6 +70,19 @@ class LocalBackend:
 
     def create(self, key: str, data: Buffer | Sequence[Buffer]) -> None:
         """Publish an object; see `Backend.create`. Any error but `BackendError` means it was not published."""
+        self.create_all(((key, data),))
+
+    def create_all(self, objects: Sequence[tuple[str, Buffer | Sequence[Buffer]]]) -> None:
+        """Publish several objects, syncing each directory once; see `create_all`."""
+        parents = {self._publish(key, data): key for key, data in objects}
+        for parent, key in parents.items():
+            try:
+                self._ops.fsync_dir(parent)
+            except OSError as error:
+                raise _unsure(error, key) from error
+
+    def _publish(self, key: str, data: Buffer | Sequence[Buffer]) -> str:
+        """Link an object whose data is durable; returns the directory to be synced."""
         check_key(key)
         target = self._path(key)
         parent = os.path.dirname(target)
@@ -68,6 +95,7 @@ class LocalBackend:
             temp, fd = self._temp_file(data)
         try:
             self._link(temp, target, key)
+            self._recycle(fd, target)
         finally:
             with suppress(OSError):
                 self._ops.unlink(temp)
@@ -77,10 +105,40 @@ class LocalBackend:
             # Only the collector's politeness depends on it, so it is neither an effect nor synced.
             with suppress(OSError):
                 os.utime(target, ns=(self._clock() * 1000,) * 2)
-        try:
-            self._ops.fsync_dir(parent)
-        except OSError as error:
-            raise _unsure(error, key) from error
+        return parent
+
+    def _recycle(self, fd: int, target: str) -> None:
+        """Have the page cache give up a large file, which is durable, if much was written and fresh memory is dear.
+
+        What is written next then goes to the same memory. Advice, and no effect.
+        """
+        with suppress(OSError):
+            size = os.fstat(fd).st_size
+            if size < _LARGE:
+                return
+            self._written += size
+            if self._written > _KEPT and self._dear_memory():
+                os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
+                self._given_up.append(target)
+
+    def recall(self) -> None:
+        """Ask for what was given up to be read into the page cache again, up to a size; returns before it is.
+
+        For the end of a session: what it stored may be read next, and the disk fills fresh memory for less. Advice:
+        nothing is raised, and nothing promised.
+        """
+        given_up, self._given_up = self._given_up, []
+        rest = _RECALLED
+        for path in given_up:
+            with suppress(OSError):
+                fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    size = min(rest, os.fstat(fd).st_size)
+                    rest -= size
+                    for at in range(0, size, _LARGE):  # of more than some MiB Linux would read only the start
+                        os.posix_fadvise(fd, at, _LARGE, os.POSIX_FADV_WILLNEED)
+                finally:
+                    os.close(fd)
 
     def _temp_file(self, data: Buffer | Sequence[Buffer]) -> tuple[str, int]:
         """A temporary file, written and still open. Raises bare `OSError`."""
@@ -95,6 +153,33 @@ class LocalBackend:
         """Bytes of an object; see `Backend.read`."""
         check_key(key)
         check_range(offset, length)
+        fd, size = self._open(key)
+        try:
+            with translated(f"read {key}"):
+                wanted = max(0, size - offset)
+                data = _pread(fd, wanted if length is None else min(wanted, length), offset)
+        finally:
+            os.close(fd)
+        self._remember()
+        return data
+
+    def read_into(self, key: str, target: memoryview, *, offset: int) -> int:
+        """Bytes of an object; see `ReadsInto.read_into`."""
+        check_key(key)
+        check_range(offset, len(target))
+        done = 0
+        fd, _ = self._open(key)
+        try:
+            with translated(f"read {key}"):
+                while done < len(target) and (got := _pread_once(fd, target[done:], offset + done)):
+                    done += got
+        finally:
+            os.close(fd)
+        self._remember()
+        return done
+
+    def _open(self, key: str) -> tuple[int, int]:
+        """An object, open for reading, and its size."""
         try:
             fd = os.open(self._path(key), os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
@@ -104,12 +189,10 @@ class LocalBackend:
                 info = os.fstat(fd)
                 if not stat.S_ISREG(info.st_mode):
                     raise NotFoundError(f"there is no object {key}")
-                wanted = max(0, info.st_size - offset)
-                data = _pread(fd, wanted if length is None else min(wanted, length), offset)
-        finally:
+        except BaseException:
             os.close(fd)
-        self._remember()
-        return data
+            raise
+        return fd, info.st_size
 
     def stat(self, key: str) -> ObjectInfo:
         """Size and age of an object; see `Backend.stat`."""
@@ -254,11 +337,10 @@ class LocalBackend:
             )
 
     def _failure(self, error: OSError, key: str, verb: str) -> Exception:
-        failure = translate(error, f"{verb} {key}")
-        if isinstance(failure, NotFoundError):
+        if isinstance(error, FileNotFoundError | NotADirectoryError):  # as `translate` has it; often, where a log ends
             self._verify_root(f"{verb} {key}", required=False)
             return NotFoundError(f"there is no object {key}")
-        return failure
+        return translate(error, f"{verb} {key}")
 
     def _entries(self, directory: str) -> Sequence[os.DirEntry[str]]:
         """What is in a directory; nothing if it is missing while the root is not. Raises bare `OSError`."""
@@ -338,3 +420,14 @@ def _pread(fd: int, length: int, offset: int) -> bytes:
         parts.append(data)
         done += len(data)
     return b"".join(parts)
+
+
+def _pread_once(fd: int, target: memoryview, offset: int) -> int:
+    """Some bytes, at least one before the end; those that were in no memory are in none after, if that can be had."""
+    if _DONTCACHE:
+        try:
+            return os.preadv(fd, [target], offset, _DONTCACHE)
+        except OSError as error:
+            if error.errno not in {errno.EOPNOTSUPP, errno.EINVAL}:
+                raise
+    return os.preadv(fd, [target], offset)

@@ -6,7 +6,6 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
 
 from casstore.backend import Backend
 from casstore.backend.local import LocalBackend
@@ -14,8 +13,9 @@ from casstore.backend.memory import open_memory
 from casstore.backend.osops import OsOps
 from casstore.config import Runtime
 from casstore.errors import InvalidInputError, UnsupportedSchemeError
+from casstore.patterns import pattern
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
+_SCHEME = pattern(r"([A-Za-z][A-Za-z0-9+.-]*)://(.*)", re.DOTALL)
 
 
 def open_backend(
@@ -53,6 +53,8 @@ def is_local(url: str | os.PathLike[str]) -> Path | None:
         raise InvalidInputError(f"{url!r} is not a path or URL", hint="os.fsdecode(path)")
     scheme, _ = _split(text)
     if scheme == "file":
+        from urllib.parse import unquote, urlsplit  # noqa: PLC0415 - start-up
+
         parts = urlsplit(text)
         if parts.netloc not in {"", "localhost"} or not parts.path or parts.query or parts.fragment:
             raise InvalidInputError(f"{text!r} is not the URL of a local path", hint="file:///absolute/path")
@@ -66,5 +68,5 @@ def is_local(url: str | os.PathLike[str]) -> Path | None:
 
 def _split(url: str) -> tuple[str, str]:
     """Scheme in lower case and the rest; no scheme for a path."""
-    match = _SCHEME.fullmatch(url)
+    match = _SCHEME.fullmatch(url) if "://" in url else None
     return (match[1].lower(), match[2]) if match else ("", url)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -29,6 +28,7 @@ from casstore.merging import Listing, TreeListing, merged
 from casstore.model import BatchRow, Entry, FinishParts, JsonMap, PartRow, Progress, Record, no_progress
 from casstore.names import CollectionName, canonical_metadata
 from casstore.overlay import Tables
+from casstore.patterns import pattern
 from casstore.policy import in_force
 from casstore.reading import Session
 from casstore.state import FINISHED
@@ -118,7 +118,7 @@ def _gather(tables: Tables, request: FinishRequest, artifact: Artifact | None) -
     return batch, parts
 
 
-_COUNTED = re.compile(r"(|.*\D)(0|[1-9][0-9]{0,8})")
+_COUNTED = pattern(r"(|.*\D)(0|[1-9][0-9]{0,8})")
 SHOWN = 20
 """names of missing parts in a message"""
 

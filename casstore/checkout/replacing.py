@@ -38,12 +38,13 @@ from casstore.contents import entries
 from casstore.engine import Engine
 from casstore.errors import ConflictError, PathConflictError, RefusedError
 from casstore.model import Entry, EntryKind, Progress, no_progress
+from casstore.patterns import pattern
 from casstore.sources import CHECKOUT_MARKER, ancestors, source_path
 from casstore.values import dataclass
 
 OWN = 8
 """random bytes in the name of a temporary file"""
-_LEFT = re.compile(rf"(?:^|/)\.[^/]+{re.escape(PART)}(?:/|$)")
+_LEFT = pattern(rf"(?:^|/)\.[^/]+{re.escape(PART)}(?:/|$)")
 """what one that was stopped leaves behind"""
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import field
 from typing import BinaryIO, Self
 
+from casstore import reference
 from casstore.catalogue import Found
 from casstore.checkout.guards import read_marker
 from casstore.checkout.listing import trusted
@@ -28,7 +29,6 @@ from casstore.errors import (
     VerificationError,
 )
 from casstore.model import Entry, EntryKind, Progress, no_progress
-from casstore.reference import check
 from casstore.sources import CHECKOUT_MARKER, ancestors, source_path
 from casstore.values import dataclass
 
@@ -129,7 +129,7 @@ def _reference_check(engine: Engine, *, check_refs: bool) -> Callable[..., None]
                 problems.unverified.append(entry.path)
             return
         try:
-            proven = check(entry, access) or proven
+            proven = reference.check(entry, access) or proven
         except ReferenceMissingError:
             problems.missing.append(entry.path)
         except ReferenceChangedError:

@@ -6,16 +6,19 @@ import contextlib
 import itertools
 import os
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Executor, ThreadPoolExecutor
 from dataclasses import field
 from functools import partial
 
+from casstore import reference
 from casstore.catalogue import Found
 from casstore.checkout.crew import Crew
+from casstore.checkout.direct import DirectFile, Sheet
 from casstore.checkout.guards import refuse_inside, refuse_store
 from casstore.checkout.listing import trusted, twins
 from casstore.checkout.target import PART, Target, disk_error, write_all, write_at
-from casstore.chunks import Views
+from casstore.chunks import INTO_SPAN, Spare, Views
 from casstore.contents import Failures, Piece, below, named, pieces, reference_access, windows
 from casstore.digest import Buffer
 from casstore.engine import Engine
@@ -31,13 +34,21 @@ from casstore.errors import (
 )
 from casstore.filebatch import NewFile, write_new
 from casstore.model import Entry, EntryKind, Progress, no_progress
-from casstore.reference import fetch
 from casstore.sources import glob_regex, source_path
 from casstore.values import dataclass
 
 BATCH_BYTES = 8 * 1024 * 1024
-"""written by one worker at a time, and held in memory; of a larger file half of it"""
+"""files up to this size are written by one worker, held in memory whole; of a larger one half of it"""
+GATHER_BYTES = 2 * 1024 * 1024
+"""smaller ones are written together until they have so many"""
 BATCH_FILES = 256
+"""after so many a batch ends with the directory, so that two workers seldom want the same: the kernel lets one in"""
+MOST_FILES = 1024
+DIRECT_BYTES = 64 * 1024 * 1024
+"""files from this size on are written past the page cache where that can be done"""
+DIRECT_WINDOW = 4 * 1024 * 1024
+DIRECT_WRITERS = 2
+"""threads that do nothing but wait for the disk"""
 TOGETHER = 64
 """files written by one call: no worker stops in between"""
 OVERWRITE = ("replace", "keep", "error")
@@ -171,6 +182,8 @@ class Writing:
         self._counting = threading.Lock()
         self._token = engine.runtime.random_bytes(8).hex()
         self._numbers = itertools.count()
+        self._sheets = Spare(BATCH_BYTES + GATHER_BYTES)
+        self._spare = Spare(INTO_SPAN)
 
     def run(self, wanted: Iterable[Entry]) -> None:
         """Write entries; what is damaged goes to ``failures``. Raises bare `OSError`, `PathConflictError`."""
@@ -185,6 +198,7 @@ class Writing:
         """Files that are written together, a large one alone; makes directories, and collects all others."""
         batch: list[Entry] = []
         size = 0
+        directory = ""
         for entry in wanted:
             if entry.kind is EntryKind.LINK:
                 links.append(entry)
@@ -193,13 +207,21 @@ class Writing:
             elif entry.kind is EntryKind.REFERENCE:
                 references.append(entry)
             elif entry.length > BATCH_BYTES:
-                yield [entry]
-            else:
-                batch.append(entry)
-                size += entry.length
-                if size >= BATCH_BYTES or len(batch) >= BATCH_FILES:
+                if batch:  # what is damaged is told in the order of the paths
                     yield batch
                     batch, size = [], 0
+                yield [entry]
+            else:
+                if len(batch) >= BATCH_FILES and entry.path.rpartition("/")[0] != directory:
+                    yield batch
+                    batch, size = [], 0
+                batch.append(entry)
+                size += entry.length
+                if size >= GATHER_BYTES or len(batch) >= MOST_FILES:
+                    yield batch
+                    batch, size = [], 0
+                elif len(batch) == BATCH_FILES:
+                    directory = entry.path.rpartition("/")[0]
         if batch:
             yield batch
 
@@ -229,6 +251,8 @@ class Writing:
 
         One of a ``crew`` does it alone; without, all worker threads help to fetch.
         """
+        if crew is not None and self._at_once(batch, crew):
+            return []
         failures: Failures = []
         lists: list[_Content] = []
         for entry in batch:
@@ -254,6 +278,43 @@ class Writing:
                     failures.append(self._failure(entry, error))
                 at += 1
         return failures
+
+    def _at_once(self, batch: list[Entry], crew: Crew[Failures]) -> bool:
+        """Write many files as `_small` does, if nothing is the matter with any: False if something is, or may be.
+
+        Their bytes are decoded to where they are written from, in memory that is used again and again.
+        """
+        chunks: list[tuple[bytes, int]] = []
+        for entry in batch:
+            if entry.tree is not None:
+                return False
+            chunks += entry.chunks
+        sizes = [sum([length for _, length in entry.chunks]) for entry in batch]
+        starts = list(itertools.accumulate(sizes, initial=0))
+        total = starts.pop()
+        if sizes != [entry.size for entry in batch] or total > BATCH_BYTES + GATHER_BYTES:
+            return False
+        sheet = self._sheets.take(max(1, total))
+        view = memoryview(sheet)
+        try:
+            self.engine.reader.fetch_into(chunks, view[:total], self._spare)
+        except IntegrityError:
+            return False
+        files: list[NewFile] = [
+            (entry.path, -1 if entry.mode is None else entry.mode & 0o777, (view[start : start + size],))
+            for entry, start, size in zip(batch, starts, sizes, strict=True)
+        ]
+        done = 0
+        while done < len(files) and not crew.closed:
+            group = files[done : done + TOGETHER]
+            wrote = write_new(self.target.top, f".{self._token}{next(self._numbers):x}-", PART, group)
+            self._count(sum(sizes[done : done + wrote]), wrote)
+            done += wrote
+            if wrote < len(group):
+                self._write(batch[done], files[done][2])  # with its errors
+                done += 1
+        self._sheets.give(sheet)
+        return True
 
     def _together(self, group: list[_Content], fetched: Views) -> int:
         """Write files in one call; how many, till the first with which something is the matter.
@@ -284,7 +345,7 @@ class Writing:
         fd = self.target.create(temporary, directory)
         try:
             try:
-                done = self._windows(fd, entry)
+                done = self._direct(fd, entry) if entry.length >= DIRECT_BYTES else self._windows(fd, entry)
                 self._finish(fd, entry, done)
             finally:
                 os.close(fd)
@@ -310,6 +371,45 @@ class Writing:
                 self.progress("write", self.bytes + done, self.total)
             return done + sum(crew.rest())
 
+    def _direct(self, fd: int, entry: Entry) -> int:
+        """As `_windows`, past the page cache: all worker threads read, others write what they have read."""
+        engine = self.engine
+        os.ftruncate(fd, entry.length)  # so that no write has to wait until another has made the file longer
+        file = DirectFile(fd, Spare(DIRECT_WINDOW * 5 // 4), engine.runtime.monotonic)
+        position = given = 0
+        make: Callable[[int], Executor] = engine.runtime.executor or partial(
+            ThreadPoolExecutor, thread_name_prefix="casstore-disk"
+        )
+        with (
+            make(DIRECT_WRITERS) as executor,
+            Crew[None](lambda: executor, DIRECT_WRITERS + 1) as writers,
+            Crew[Sheet](engine.executor, engine.settings.workers + 1) as readers,
+        ):
+
+            def write(sheets: Iterable[Sheet]) -> int:
+                size = 0
+                for sheet in sheets:
+                    writers.give(partial(file.write, sheet))
+                    size += sheet.size
+                self.progress("write", self.bytes + given + size, self.total)
+                return size
+
+            for group in windows(pieces(engine, entry), DIRECT_WINDOW):
+                given += write(readers.give(partial(self._sheet, file, position, group)))
+                position += sum([length for _, _, length in group])
+            given += write(readers.rest())
+            writers.rest()
+        file.finish()
+        return given
+
+    def _sheet(self, file: DirectFile, position: int, group: list[Piece]) -> Sheet:
+        """Some chunks of a file, ready to be written."""
+        chunks = [piece[1:] for piece in group]
+        sheet = file.sheet(position, sum([length for _, length in chunks]))
+        with sheet.view as view:
+            self.engine.reader.fetch_into(chunks, view, self._spare)
+        return sheet
+
     def _window(self, fd: int, position: int, group: list[Piece]) -> int:
         """Write some chunks of a file; returns how many bytes."""
         fetched = self.engine.reader.fetch_views([digest for _, digest, _ in group], spread=False)
@@ -331,7 +431,7 @@ class Writing:
             def blocks(entry: Entry = entry, trouble: list[CasstoreError] = trouble) -> Iterator[bytes]:
                 done = 0
                 try:
-                    for block in fetch(entry, access):
+                    for block in reference.fetch(entry, access):
                         yield block
                         done += len(block)
                         self.progress("write", self.bytes + done, self.total)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import field
 from typing import Protocol
 
-from casstore.chunker import fastcdc, gated
+from casstore.chunker import gated
 from casstore.chunker.kernels import Kernel
 from casstore.config import ChunkerParams
 from casstore.digest import Buffer
@@ -68,12 +68,18 @@ class Gated(_ByContent):
     _kernel: Kernel = field(init=False, repr=False, compare=False, default_factory=gated.selected)
 
 
+def _fastcdc() -> Kernel:
+    from casstore.chunker import fastcdc  # noqa: PLC0415 - start-up: it makes a table, which older stores need
+
+    return fastcdc.selected()
+
+
 @dataclass(frozen=True, slots=True)
 class FastCDC(_ByContent):
     """``fastcdc-2020``: one byte at a time; of stores that were made with it."""
 
     params: ChunkerParams
-    _kernel: Kernel = field(init=False, repr=False, compare=False, default_factory=fastcdc.selected)
+    _kernel: Kernel = field(init=False, repr=False, compare=False, default_factory=lambda: _fastcdc())
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,7 +106,7 @@ class Fixed:
 
 _ALGORITHMS: dict[str, Callable[[ChunkerParams], Chunker]] = {
     gated.ALGORITHM: Gated,
-    fastcdc.ALGORITHM: FastCDC,
+    "fastcdc-2020": FastCDC,
     "fixed": Fixed,
 }
 

@@ -8,7 +8,6 @@ with a new name.
 
 from __future__ import annotations
 
-import hashlib
 import struct
 from collections.abc import Iterator
 from itertools import pairwise
@@ -42,13 +41,20 @@ _BLOCK = 1024
 """ends that are prepared together; a matter of speed only"""
 
 
-def _odd(text: bytes, size: int) -> int:
-    return int.from_bytes(hashlib.sha256(text).digest()[:size], "little") | 1
-
-
-MULTIPLIER = _odd(b"casstore gate", 2)
-KEYS = tuple(_odd(b"casstore cut" + bytes([k]), 8) for k in range(9))
-"""_gated.c holds the same as constants"""
+MULTIPLIER = 0x9D25
+"""the first 2 bytes of SHA-256("casstore gate"), little-endian, made odd"""
+KEYS = (
+    0x1425D1EFD9ABD8BF,
+    0xF9C8A7A1559040FB,
+    0xCE62EC3B8DA00DDB,
+    0x1591845F604454C3,
+    0x71BC23BD32B932EB,
+    0x3CFE5040BC9E68DF,
+    0x6450BC57F79C79A5,
+    0x6E02D91ED52760C1,
+    0x10CF4F9D6018280B,
+)
+"""key k: the first 8 bytes of SHA-256("casstore cut" and the byte k), likewise; _gated.c holds the same"""
 
 
 @dataclass(frozen=True, slots=True)

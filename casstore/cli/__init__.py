@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import errno
 import gc
-import json
 import keyword
 import os
 import sys
@@ -24,6 +23,7 @@ from casstore import __version__
 from casstore.cli.command import BROKEN_PIPE, INTERRUPTED, Group, Session
 from casstore.cli.output import escape
 from casstore.errors import BackendError, CasstoreError
+from casstore.native import extension
 
 __all__ = ["main"]
 
@@ -47,8 +47,8 @@ _COMMANDS = {
 HOMES = {name: module for module, names in _COMMANDS.items() for name in names}
 """command → the module beside this one that has it"""
 _M_MMAP_THRESHOLD, _M_TRIM_THRESHOLD = -3, -1
-GARBAGE = 20_000
-"""objects that are made before cycles are looked for: what is imported makes some ten thousand, and no garbage"""
+LARGE = 1 << 20
+"""bytes of a block that is given back when it is free"""
 
 
 class _Stopped(Exception):
@@ -100,12 +100,11 @@ class Root(Group):
     ) -> Any:
         """Run with some arguments (default: the process's) and exit, or return the exit code."""
         if args is None:  # a process of its own, and a short one
-            gc.set_threshold(GARBAGE)
             _return_large_blocks()
         arguments = list(sys.argv[1:] if args is None else args)
         for stream in (sys.stdout, sys.stderr):
             _print_anything(stream)
-        extra["obj"] = session = Session()
+        extra["obj"] = session = Session(alone=args is None)
         try:
             with session.noting_warnings():
                 super().main(arguments, prog_name or "casstore", complete_var, standalone_mode=False, **extra)
@@ -145,17 +144,22 @@ def _return_large_blocks() -> None:
 
     By itself it stops doing so after it freed the first one; the holes that leaves are a third of a put's peak memory.
     """
+    if (compiled := extension("_process")) is not None:
+        compiled.return_blocks(LARGE, 16 * LARGE)
+        return
     with suppress(ImportError, OSError, AttributeError):
         import ctypes  # noqa: PLC0415 - not every Python has it
 
         library = ctypes.CDLL(None)
-        library.mallopt(_M_MMAP_THRESHOLD, 1 << 20)
-        library.mallopt(_M_TRIM_THRESHOLD, 16 << 20)  # which the first would have follow it down, to 128 KiB
+        library.mallopt(_M_MMAP_THRESHOLD, LARGE)
+        library.mallopt(_M_TRIM_THRESHOLD, 16 * LARGE)  # which the first would have follow it down, to 128 KiB
 
 
 def _complain(session: Session, code: str, message: str, hint: str, exit_code: int) -> int:
     """Say on stderr what went wrong; returns the exit code."""
     if session.json:
+        import json  # noqa: PLC0415 - start-up
+
         problem = {"code": code, "message": message, "hint": hint, "exit_code": exit_code}
         text = json.dumps({"error": problem})
     else:

@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-import json
+import gc
 import sys
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -15,12 +15,15 @@ import click
 
 from casstore.cli.output import escape, progress_bars
 from casstore.errors import ConfirmationRequired, InvalidInputError, ReadOnlyError
+from casstore.process import import_libraries
 from casstore.values import dataclass
 
 if TYPE_CHECKING:
     from casstore.model import Progress
     from casstore.store import Store
 
+GARBAGE = 20_000
+"""objects that are made before cycles are looked for; while modules are imported, which are no garbage, more"""
 INTERRUPTED = 130
 BROKEN_PIPE = 141
 
@@ -46,6 +49,8 @@ class Session:
     store_url: str | None = None
     json: bool = False
     quiet: bool = False
+    alone: bool = False
+    """this process is for nothing else"""
 
     def location(self) -> str:
         """Where the store is: ``--store``, else CASSTORE_URL. Raises `InvalidInputError`."""
@@ -61,6 +66,9 @@ class Session:
         """The store, open: to be read only, where it cannot be written."""
         from casstore.store import Store
 
+        if self.alone:
+            gc.freeze()  # what was imported stays
+            gc.set_threshold(GARBAGE)
         url = self.location()
         try:
             opened = Store.open(url, rebuild_index=rebuild_index)
@@ -82,6 +90,8 @@ class Session:
     def data(self, schema: str, values: Mapping[str, object], lines: Callable[[], Iterable[str]]) -> None:
         """What was asked for, on stdout: one JSON document, or lines of text with control characters escaped."""
         if self.json:
+            import json
+
             print(json.dumps({"schema": f"{schema}/1", **values}))
             return
         for line in lines():
@@ -101,6 +111,8 @@ class Session:
         last: Callable[[], Mapping[str, object]],
     ) -> None:
         """A JSON document with a list of any length, written as it comes; ``last`` gives the fields after it."""
+        import json
+
         head = json.dumps({"schema": f"{schema}/1", **values})
         print(f"{head[:-1]}, {json.dumps(key)}: [", end="")
         for position, item in enumerate(items):
@@ -110,6 +122,8 @@ class Session:
 
     def stream_text(self, schema: str, values: Mapping[str, object], key: str, parts: Iterable[str]) -> None:
         """A JSON document whose last field is a text of any length, in parts that need no escaping."""
+        import json
+
         print(json.dumps({"schema": f"{schema}/1", **values})[:-1], json.dumps(key), sep=", ", end=': "')
         for part in parts:
             print(part, end="")
@@ -184,6 +198,14 @@ class Command(click.Command):
         super().__init__(*args, **options)
         self.params.extend(_common_options())
         self.exits = dict(sorted({**EXITS, **(exits or {})}.items()))
+
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run it."""
+        if isinstance(ctx.obj, Session) and ctx.obj.alone:
+            gc.set_threshold(5 * GARBAGE)
+            gc.enable()
+            import_libraries()
+        return super().invoke(ctx)
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """The exit codes."""

@@ -4,7 +4,6 @@
 
 from __future__ import annotations
 
-import base64
 import os
 import sys
 from collections.abc import Iterator
@@ -183,15 +182,17 @@ def _plan(session: Session, artifact: Artifact, name: str) -> None:
 
 
 def _report(session: Session, version: Version) -> None:
-    values = {
-        "created": version.created,
-        "bytes": version.size,
-        "new_bytes": version.new_bytes,
-        "new_stored_bytes": version.new_stored_bytes,
-        "latest_before": version.latest_before,
-        "ignored": list(version.ignored),
-        "version": version.to_dict(),
-    }
+    values: dict[str, object] = {}
+    if session.json:
+        values = {
+            "created": version.created,
+            "bytes": version.size,
+            "new_bytes": version.new_bytes,
+            "new_stored_bytes": version.new_stored_bytes,
+            "latest_before": version.latest_before,
+            "ignored": list(version.ignored),
+            "version": version.to_dict(),
+        }
     outcome = "created" if version.created else "unchanged"
     session.data("put", values, lambda: [f"{version.ref} {outcome} {version.size} {version.new_bytes}"])
     if version.ignored:
@@ -437,6 +438,8 @@ def cat(session: Session, /, *, ref: str, path: str | None) -> None:
 
 def encode_blocks(blocks: Iterator[bytes]) -> Iterator[str]:
     """Base64 of the blocks together, in parts."""
+    import base64
+
     carry = b""
     for block in blocks:
         carry += block

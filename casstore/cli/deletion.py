@@ -99,6 +99,7 @@ def remove_for_good(
             delete_links=allowed.delete_links,
             if_in_use=allowed.if_in_use,
             permanent=True,
+            measure=session.json or dry_run or not collect,  # else the collection says what it freed
         )
         _say_skipped(session, plan.skipped)
         done, freed = plan.foreseen, None

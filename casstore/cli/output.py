@@ -4,17 +4,20 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+from casstore.patterns import pattern
+
 if TYPE_CHECKING:
+    import re
+
     from rich.progress import TaskID
 
     from casstore.model import Progress
 
-_CONTROL = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_CONTROL = pattern("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
 """control characters, line separators, changes of the writing direction, halves of surrogate pairs"""
 _SHORT = {"\n": "\\n", "\r": "\\r", "\t": "\\t"}
 _UNITS = ("kB", "MB", "GB", "TB", "PB", "EB")
@@ -23,6 +26,8 @@ _BYTE_PHASES = frozenset({"read", "write", "verify"})
 
 def escape(text: str) -> str:
     """Text that cannot steer a terminal: control characters by their numbers, all on one line."""
+    if text.isascii() and text.isprintable():
+        return text
     return _CONTROL.sub(_escaped, text)
 
 

@@ -4,8 +4,6 @@
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Sequence
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
@@ -13,18 +11,19 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from casstore.errors import InvalidInputError, InvalidMetadataError, InvalidSizeError
+from casstore.patterns import pattern
 
 if TYPE_CHECKING:
     from casstore.model import Inherit
 
-_SIZE = re.compile(r"([0-9]{1,18})(B|[kMGT]B|[KMGT]iB)")
+_SIZE = pattern(r"([0-9]{1,18})(B|[kMGT]B|[KMGT]iB)")
 _FACTORS: dict[str, int] = {
     "B": 1,
     **{f"{letter}B": 1000**power for power, letter in enumerate("kMGT", 1)},
     **{f"{letter}iB": 1024**power for power, letter in enumerate("KMGT", 1)},
 }
-_PERCENT = re.compile(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%")
-_DURATION = re.compile(r"([0-9]{1,9})([smhdw])")
+_PERCENT = pattern(r"([0-9]{1,3}(?:\.[0-9]{1,6})?)%")
+_DURATION = pattern(r"([0-9]{1,9})([smhdw])")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400}
 
 
@@ -119,6 +118,8 @@ def parse_metadata(assignments: Sequence[str], path: str | None) -> dict[str, ob
     """Metadata from ``key=value`` words, which win, and a JSON file. Raises `InvalidMetadataError`."""
     values: dict[str, object] = {}
     if path is not None:
+        import json
+
         try:
             with open(path, encoding="utf-8") as file:
                 found = json.load(file)

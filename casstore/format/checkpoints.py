@@ -72,7 +72,7 @@ def decode_rows(body: bytes, what: str) -> list[Rows]:
         raise FormatError(f"{what} is not valid", hint="casstore checkpoint") from None
 
 
-def encode_part(codec: int, length: int, stored: bytes) -> bytes:
+def encode_part(codec: int, length: int, stored: bytes | bytearray | memoryview) -> bytes:
     """A part. ``stored``: stored form of an `encode_rows` of ``length`` bytes."""
     return guard(PART_MAGIC, msgspec.msgpack.encode([codec, length, stored]))
 

@@ -7,7 +7,7 @@ import struct
 from functools import lru_cache
 from typing import NamedTuple, Self
 
-from casstore.digest import checksum64, seal
+from casstore.digest import checksum64, hash_function
 
 FILES = "files"
 """the table"""
@@ -21,6 +21,7 @@ _ONE = struct.Struct("<I16sBH32sI")
 """a head, and the one chunk of a file"""
 _STAMP = struct.Struct("<qqqQQ")
 _KEY = struct.Struct(">QQ")
+_mark_of = hash_function("xxh3-128")
 _TREE = 0xFFFF
 """instead of the number of chunks: the root of a chunk list follows"""
 
@@ -42,7 +43,7 @@ class Stamp(NamedTuple):
     @property
     def mark(self) -> bytes:
         """128 bits that another stamp does not have: only equality is ever asked, and a row is to be small."""
-        return seal(_STAMP.pack(*self))[:16]
+        return _mark_of(_STAMP.pack(*self))
 
 
 class FileRow(NamedTuple):
@@ -89,6 +90,8 @@ def decode_file(path: bytes, data: bytes) -> FileRow | None:
     if count == _TREE:
         return FileRow(mark, used, tree=body[_HEAD.size :])
     step = width + _LENGTH.size
+    if len(body) != _HEAD.size + step * count:
+        return None
     places = range(_HEAD.size, _HEAD.size + step * count, step)
     chunks = tuple((body[at : at + width], _LENGTH.unpack_from(body, at + width)[0]) for at in places)
     return FileRow(mark, used, chunks)

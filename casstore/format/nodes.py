@@ -35,6 +35,8 @@ UNVERIFIED, VOLATILE = 1, 2
 
 _Text = str | msgspec.UnsetType
 
+_encode = msgspec.msgpack.Encoder().encode
+
 
 class _Extras(msgspec.Struct, forbid_unknown_fields=True, omit_defaults=True):
     """What few entries have. Written as a map in this order, without what is not there."""
@@ -129,7 +131,7 @@ def encode_entry(entry: Entry) -> bytes:
         entry.target,
     )
     if entry.pointer is None and not entry.attrs_json:
-        return msgspec.msgpack.encode(plain)
+        return _encode(plain)
     return msgspec.msgpack.encode((*plain, _extras(entry)))
 
 

@@ -20,6 +20,7 @@ _COUNTS = struct.Struct(f"<{_HEAD}xI")
 _PACK_AND_LENGTH = struct.Struct("<16s8xIIIIB")
 
 _KINDS = tuple(ChunkKind)
+_DATA = _KINDS.index(ChunkKind.DATA)
 
 Row = TypeVar("Row")
 
@@ -49,6 +50,12 @@ def with_refcount(row: bytes, count: int) -> bytes:
     return row[:_HEAD] + _COUNT.pack(count)
 
 
+def with_refcounts(rows: Sequence[bytes], counts: Sequence[int]) -> list[bytes]:
+    """`with_refcount` of many."""
+    pack = _COUNT.pack
+    return [row[:_HEAD] + pack(count) for row, count in zip(rows, counts, strict=True)]
+
+
 def moved_row(row: bytes, target: bytes) -> bytes:
     """The place of ``target`` with the count of ``row``."""
     return target[:_HEAD] + row[_HEAD:]
@@ -75,6 +82,11 @@ def kind_of_row(row: bytes) -> ChunkKind:
     return _KINDS[row[_HEAD - 1]]
 
 
+def are_data(rows: Sequence[bytes | None]) -> bool:
+    """Whether all of some chunks are indexed, and hold bytes of files."""
+    return None not in rows and {row[_HEAD - 1] for row in rows if row is not None} <= {_DATA}
+
+
 def decode_chunk(row: bytes) -> ChunkRow:
     """A chunk's row as a value."""
     pack, frame_offset, frame_stored, frame_raw, offset, length, kind, count = _CHUNK.unpack(row)
@@ -84,7 +96,7 @@ def decode_chunk(row: bytes) -> ChunkRow:
 def location_of_row(row: bytes) -> Location:
     """Where a chunk is."""
     pack, frame_offset, frame_stored, frame_raw, offset, length, kind, _ = _CHUNK.unpack(row)
-    return Location(pack, frame_offset, frame_stored, frame_raw, offset, length, ChunkKind(kind))
+    return Location(pack, frame_offset, frame_stored, frame_raw, offset, length, _KINDS[kind])
 
 
 def u64(value: int) -> bytes:

@@ -112,7 +112,7 @@ _PLAIN: dict[int, type[Record]] = {
     84: EndUse,
 }
 _TAGS = {cls: tag for tag, cls in _PLAIN.items()}
-_FIELDS = {cls: tuple(f.name for f in fields(cls)) for cls in _PLAIN.values()}
+_FIELDS: dict[type[Record], tuple[str, ...]] = {cls: cls.__match_args__ for cls in _PLAIN.values()}
 
 _LATER: dict[type[Record], tuple[object, ...]] = {
     cls: tuple(f.default for f in fields(cls)[count:])
@@ -272,7 +272,9 @@ def _decode_record(shape: list[Any], table: list[bytes]) -> Record:
     return msgspec.convert(dict(zip(_FIELDS[cls], shape[1:], strict=False)), cls, builtin_types=_NATIVE)
 
 
-def encode_segment(segment: Segment, codec: int, body_length: int, body: bytes) -> tuple[bytes, bytes]:
+def encode_segment(
+    segment: Segment, codec: int, body_length: int, body: bytes | bytearray | memoryview
+) -> tuple[bytes, bytes]:
     """A whole segment and its chain hash. ``body``: stored form of an `encode_body` of ``body_length`` bytes."""
     payload = msgspec.msgpack.encode(
         [

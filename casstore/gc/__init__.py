@@ -22,7 +22,6 @@ from casstore.errors import BackendError
 from casstore.expiry import sweep, terms_in_force, tick
 from casstore.gc.account import Account, Reason, account_for
 from casstore.gc.clearance import check_counts, clear
-from casstore.gc.optimize import optimize, to_examine
 from casstore.gc.plan import Fate, Limits, PackFate, Plan, make_plan
 from casstore.gc.reclaim import condemn_orphans, ended_packs, listed_packs, reclaim
 from casstore.gc.retire import Budget, predicted, retire
@@ -183,7 +182,7 @@ class _Collection:
         limits = self.options.limits
         eager = limits.compact or limits.store_waste is not None
         if eager:
-            StatCache(self.engine.view, self.engine.runtime).forget_gone()
+            StatCache(self.engine.view, self.engine.runtime).forget_gone(self.report.freed_chunks)
         self.report.index_bytes = self.engine.view.compact(EAGER if eager else LAZY)
 
     def _if_there_is_room(self, work: Callable[[], None]) -> None:
@@ -226,6 +225,8 @@ class _Collection:
     def _optimize(self, fits: Callable[[int], bool]) -> None:
         """Arrange content anew, after what is garbage has gone."""
         engine, report = self.engine, self.report
+        from casstore.gc.optimize import optimize  # noqa: PLC0415 - start-up
+
         done = optimize(engine, _plan(engine, self.options), self.to_optimize, self.gc_run, fits, self.progress)
         report.examined_bytes += done.examined
         report.optimized_packs += done.moved.packs
@@ -364,7 +365,10 @@ def _foresee(engine: Engine, options: Options, report: GCReport) -> GCReport:
     with engine.foresee(purge) as tables:
         plan = make_plan(tables, head_of(tables).seq, engine.config, options.limits)
         found = _account(engine, options, tables, plan, listed)
-        report.examined_bytes = to_examine(engine, plan) if options.optimize else 0
+        if options.optimize:
+            from casstore.gc.optimize import to_examine  # noqa: PLC0415 - start-up
+
+            report.examined_bytes = to_examine(engine, plan)
     report.freed_chunks = predicted(plan)
     report.packs = list(plan.fates)
     report.retired_packs = len(plan.packs(Fate.RETIRE)) + len(plan.packs(Fate.REPACK))

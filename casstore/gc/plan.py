@@ -9,7 +9,7 @@ from enum import StrEnum
 from itertools import islice
 
 from casstore.config import GIB, StoreConfig
-from casstore.format.rows import decode_row, length_of_row, pack_of_row, refcount, stored_share
+from casstore.format.rows import decode_row, length_of_row, pack_of_row, refcounts, stored_share
 from casstore.model import ChunkKind, LostRow, PackRow, PackState
 from casstore.overlay import Tables
 from casstore.policy import DEFAULT_POLICY, Policy
@@ -117,9 +117,10 @@ class Release:
         counts = self._counts
         given = list(digests)
         unknown = [digest for digest in dict.fromkeys(given) if digest not in counts]
-        for digest, row in zip(unknown, self._tables.get_many(CHUNK, unknown), strict=True):
-            if row is not None:
-                counts[digest] = refcount(row)
+        rows = self._tables.get_many(CHUNK, unknown)
+        if None in rows:
+            unknown = [digest for digest, row in zip(unknown, rows, strict=True) if row is not None]
+        counts.update(zip(unknown, refcounts([row for row in rows if row is not None]), strict=True))
         free: list[bytes] = []
         for digest in given:
             count = counts.get(digest)

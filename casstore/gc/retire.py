@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, wait
 from contextlib import suppress
 from dataclasses import field
 
@@ -28,7 +28,7 @@ from casstore.gc.groups import group_bytes, group_codec, is_group
 from casstore.gc.plan import Fate, PackFate, Plan
 from casstore.model import AddPack, ChunkKind, Drop, GCRun, Location, LostRow, PackState, Progress, Record, Retire
 from casstore.overlay import Tables
-from casstore.pack import Frame, PackWriter, check_chunk, decode_frame, encode_frame
+from casstore.pack import Frame, PackWriter, SealedPack, check_chunk, decode_frame, encode_frame
 from casstore.state import CHUNK, LOST, NO_PACK, NODE, PACK
 from casstore.values import dataclass
 from casstore.view import pack_at
@@ -213,12 +213,23 @@ class Job:
 
 
 def _repack(job: Job, chosen: Sequence[PackFate], budget: Budget, progress: Progress) -> None:
+    moves = _Moves(job)
+    try:
+        _repack_into(moves, chosen, budget, progress)
+        moves.finish()
+    except BaseException:
+        moves.drop()
+        raise
+
+
+def _repack_into(moves: _Moves, chosen: Sequence[PackFate], budget: Budget, progress: Progress) -> None:
+    job = moves.job
     engine, done = job.engine, job.done
     batch: list[Source] = []
     mover: Mover | None = None
     for position, fate in enumerate(chosen):
         progress("repack", position, len(chosen))
-        if not job.fits((0 if mover is None else mover.size) + fate.size - fate.dead_stored):
+        if not moves.fits((0 if mover is None else mover.size) + fate.size - fate.dead_stored):
             done.unmoved.append(fate)
             continue
         if not budget.spend(fate.dead_stored):
@@ -235,15 +246,15 @@ def _repack(job: Job, chosen: Sequence[PackFate], budget: Budget, progress: Prog
                 done.errors.append(f"pack {fate.pack.hex()} is left as it is: {error}")
             # What was taken of this one is a harmless second copy; the packs before it are finished.
             if batch:
-                _flush(job, mover, batch)
+                moves.begin(mover, batch)
             mover, batch = None, []
             continue
         batch.append(source)
         if mover.size >= engine.config.pack_bytes:
-            _flush(job, mover, batch)
+            moves.begin(mover, batch)
             batch, mover = [], None
     if mover is not None and batch:
-        _flush(job, mover, batch)
+        moves.begin(mover, batch)
 
 
 def is_ended(engine: Engine, pack: bytes) -> bool:
@@ -450,35 +461,85 @@ class Mover:
                 frame.cancel()
         self.ahead.clear()
 
-    def publish(self) -> AddPack | None:
-        """Upload the new pack, if anything is in it."""
+    def seal(self) -> SealedPack | None:
+        """The new pack as it is to be uploaded, if anything is in it."""
         self._close_loose()
         self._close_grouped()
         self._settle(0)
-        if not len(self.writer):
+        return self.writer.finish(self.engine.new_pack(), self.notes) if len(self.writer) else None
+
+    def publish(self) -> AddPack | None:
+        """Upload the new pack, if anything is in it."""
+        sealed = self.seal()
+        if sealed is None:
             return None
-        sealed = self.writer.finish(self.engine.new_pack(), self.notes)
-        try:
-            self.engine.backend.create(pack_key(sealed.record.pack), sealed.data())
-        except AlreadyExistsError as error:
-            raise CasstoreError(f"a pack name was drawn twice: {error}") from None
+        _upload(self.engine, sealed)
         return sealed.record
 
 
-def _flush(job: Job, mover: Mover, batch: list[Source]) -> None:
-    """Move the content of some packs; those for which there is no room after all stay as they are."""
+def _upload(engine: Engine, sealed: SealedPack) -> None:
     try:
-        _move(job, mover, batch)
-    except BackendError as error:
-        if not is_full(error):
-            raise
-        job.done.unmoved += [source.fate for source in batch]
+        engine.backend.create(pack_key(sealed.record.pack), sealed.data())
+    except AlreadyExistsError as error:
+        raise CasstoreError(f"a pack name was drawn twice: {error}") from None
 
 
-def _move(job: Job, mover: Mover, batch: list[Source]) -> None:
-    """Commit one new pack and the end of the packs it empties, together."""
-    added = mover.publish()
-    commit_moved(job, () if added is None else (added,), batch)
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """A new pack on its way to the disk, and the packs that end when it is there."""
+
+    added: AddPack | None
+    upload: Future[None] | None
+    batch: list[Source]
+
+
+class _Moves:
+    """Moves content into new packs: while one is written, what goes into the next is read and checked."""
+
+    def __init__(self, job: Job) -> None:
+        self.job = job
+        self._last: _Move | None = None
+
+    def fits(self, size: int) -> bool:
+        """Whether so many bytes can be written besides what is being written."""
+        ahead = 0 if self._last is None or self._last.added is None else self._last.added.size
+        if self.job.fits(ahead + size):
+            return True
+        self.finish()
+        return bool(ahead) and self.job.fits(size)
+
+    def begin(self, mover: Mover, batch: list[Source]) -> None:
+        """Write a pack; the one before is committed."""
+        engine = self.job.engine
+        sealed = mover.seal()
+        upload = None if sealed is None else engine.executor().submit(_upload, engine, sealed)
+        last, self._last = self._last, _Move(None if sealed is None else sealed.record, upload, batch)
+        self._commit(last)
+
+    def finish(self) -> None:
+        """Commit what is under way."""
+        last, self._last = self._last, None
+        self._commit(last)
+
+    def drop(self) -> None:
+        """Take back what is under way."""
+        last, self._last = self._last, None
+        if last is not None and last.upload is not None and last.added is not None:
+            wait((last.upload,))
+            take_back(self.job.engine, (last.added,))
+
+    def _commit(self, move: _Move | None) -> None:
+        """Commit a new pack and the end of the packs it empties; those for which there is no room stay as they are."""
+        if move is None:
+            return
+        try:
+            if move.upload is not None:
+                move.upload.result()
+            commit_moved(self.job, () if move.added is None else (move.added,), move.batch)
+        except BackendError as error:
+            if not is_full(error):
+                raise
+            self.job.done.unmoved += [source.fate for source in move.batch]
 
 
 def commit_moved(job: Job, added: Sequence[AddPack], batch: Sequence[Source]) -> int:

@@ -9,11 +9,10 @@ import errno
 import fcntl
 import importlib
 import os
-import re
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,7 @@ from casstore.config import MIB, process_id
 from casstore.errors import BackendError, CasstoreError, InvalidInputError, ReadOnlyError
 from casstore.index.tables import IndexDamagedError, after, check_key, check_keys
 from casstore.overlay import Changes
+from casstore.patterns import pattern
 
 MAX_READERS = 2048
 MAX_TABLES = 128
@@ -31,7 +31,8 @@ LOCK_BYTES = 32 * 1024
 VERIFY_BYTES = MIB
 """up to this size the structure is checked at every opening (20 ms a MiB); above, once after each restart"""
 COPIED = 50_000
-"""rows that a transaction copies into another generation"""
+COPIED_BYTES = 8 * MIB
+"""rows that a transaction copies into another generation, and bytes, about"""
 WAIT_SECONDS = 5.0
 MANY = 512
 """keys that are put in two passes"""
@@ -49,7 +50,7 @@ DAMAGE = (
     lmdb.BadTxnError,  # as the first error of a transaction: the root of a table makes no sense
 )
 # LMDB 0.9 keeps an overflow page that has become too long, which lmdb.verify (3.0.0) takes for damage.
-_BENIGN = re.compile(r"mp_pages (\d+) != OVPAGES\(\d+\)=(\d+)|overflow pages, record says|-- a leak|errors suppressed")
+_BENIGN = pattern(r"mp_pages (\d+) != OVPAGES\(\d+\)=(\d+)|overflow pages, record says|-- a leak|errors suppressed")
 
 
 class RemapError(Exception):
@@ -248,7 +249,8 @@ class Generation:
             status = os.stat(self._data)
         except OSError:
             return False
-        if self.broken or (status.st_dev, status.st_ino) != self.identity or os.path.exists(self._next):
+        # Not `exists`, which is a `stat` that fails as a rule: exceptions take longer than the call.
+        if self.broken or (status.st_dev, status.st_ino) != self.identity or os.access(self._next, os.F_OK):
             return False
         if status.st_size < known:
             raise IndexDamagedError("the index file was cut off", generation=self.number)
@@ -261,9 +263,16 @@ class Generation:
 
     def slack(self, handle: lmdb.Transaction[bytes]) -> int:
         """Bytes of the file that hold nothing, as a transaction sees it."""
-        stats = [handle.stat(table) for table in (None, *self._all(handle).values())]
-        pages = sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
-        return self.extent() - pages * self._page
+        return self.extent() - self._used(handle, self._all(handle).values())
+
+    def most_slack(self, handle: lmdb.Transaction[bytes]) -> int:
+        """`slack`, if there are no tables but those that were opened here: else that is less. Reads no page of them."""
+        return self.extent() - self._used(handle, self.tables.values())
+
+    def _used(self, handle: lmdb.Transaction[bytes], tables: Iterable[Any]) -> int:
+        """Bytes of the pages of some tables, and of the table of tables."""
+        stats = [handle.stat(table) for table in (None, *tables)]
+        return self._page * sum(stat["branch_pages"] + stat["leaf_pages"] + stat["overflow_pages"] for stat in stats)
 
     def _all(self, handle: lmdb.Transaction[bytes]) -> dict[bytes, Any]:
         """Every table there is, also those that only others know."""
@@ -275,17 +284,17 @@ class Generation:
         """Write all tables, as a transaction sees them, into another environment: in key order, which fills pages."""
         for name, table in self._all(handle).items():
             target = env.open_db(name)
+            stat = handle.stat(table)
+            average = self._used(handle, (table,)) // max(1, stat["entries"])
+            # A part at a time: what a transaction writes is in memory until it ends.
+            rows = max(1, min(COPIED, COPIED_BYTES // max(1, average)))
             with handle.cursor(table) as source:
-                more = source.first()
-                while more:
-                    # A part at a time: what a transaction writes is in memory until it ends.
+                pairs = source.iternext()
+                left = stat["entries"] if source.first() else 0
+                while left > 0:
                     with env.begin(write=True) as part, part.cursor(target) as sink:
-                        more = False
-                        for count, (key, value) in enumerate(source.iternext()):
-                            if count == COPIED:
-                                more = True
-                                break
-                            sink.put(key, value, append=True)
+                        sink.putmulti(islice(pairs, rows), append=True)
+                    left -= rows
 
     def enter(self) -> bool:
         """Become a holder; False if the environment is going away."""
@@ -395,8 +404,11 @@ class Generation:
             raise translated(error) from error
 
     def mark_clean(self) -> None:
-        """Sync, and say so: under the writer lock, so that nobody writes between the two."""
-        if threading.get_ident() in self._holders or not self.enter():
+        """Sync, and say so: under the writer lock, so that nobody writes between the two.
+
+        Not if another generation counts by now: nobody reads this one any more.
+        """
+        if threading.get_ident() in self._holders or os.path.exists(self._next) or not self.enter():
             return
         with contextlib.suppress(lmdb.Error, OSError):  # no marker costs a rebuild after a restart, no more
             self.env.sync(force=True)  # most of the work, while nobody waits for it
@@ -544,6 +556,11 @@ class Transaction:
         """Bytes of the file that hold, or have held, pages."""
         return self._generation.extent()
 
+    def unused(self) -> int:
+        """Bytes of the file that hold nothing, or a table that is not open here."""
+        with self:
+            return self._generation.most_slack(self._handle)
+
     def _table(self, name: str) -> Any:
         try:
             return self._tables[name]
@@ -569,17 +586,22 @@ class Transaction:
             return [get(key, None, database) for key in keys]
 
     def change(self, table: str, changes: Changes) -> None:
-        """Set and remove values, in key order: pages are met once, or twice where there are many (`in_passes`)."""
+        """Set and remove values, in key order: pages are met once, or twice where there are many (`in_passes`).
+
+        What comes into an empty table fills its pages: each is begun when the one before is full.
+        """
         check_keys(changes)
         self._changes += 1
-        put, delete, database = self._handle.put, self._handle.delete, self._table(table)
-        with self:
-            for key in in_passes(sorted(changes)):
-                value = changes[key]
-                if value is None:
+        delete, database = self._handle.delete, self._table(table)
+        with self, self._handle.cursor(database) as cursor:
+            blank = not cursor.first()
+            there = sorted(key for key, value in changes.items() if value is not None)
+            if not blank and len(there) < len(changes):
+                for key in sorted(changes.keys() - set(there)):
                     delete(key, db=database)
-                else:
-                    put(key, value, db=database)
+            order = there if blank else in_passes(there)
+            pairs = ((key, value) for key in order if (value := changes[key]) is not None)
+            cursor.putmulti(pairs, append=blank)
 
     @property
     def stamp(self) -> object:

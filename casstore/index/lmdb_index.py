@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 import os
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
+from types import TracebackType
 
 import lmdb
 
@@ -170,6 +171,52 @@ def _after_fork_in_child() -> None:
 os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent, after_in_child=_after_fork_in_child)
 
 
+class _Reading:
+    """`LmdbIndex.read`. Not made of a generator: there are many."""
+
+    __slots__ = ("_shared", "_tables", "_use")
+
+    def __init__(self, use: Callable[[], _Shared]) -> None:
+        self._use = use
+        self._shared: _Shared | None = None
+        self._tables: Transaction | None = None
+
+    def __enter__(self) -> Transaction:
+        shared = self._use()
+        mine = shared.mine
+        if mine.writing:
+            raise RuntimeError("read() inside update() would not see its changes: use the tables of the body")
+        while mine.tables is None:
+            mine.generation = generation = shared.acquire()
+            try:
+                mine.tables = generation.begin(write=False)
+            except RemapError as need:
+                generation.leave()
+                generation.remap(need.size)
+            except BaseException:
+                generation.leave()
+                raise
+        mine.depth += 1
+        self._shared, self._tables = shared, mine.tables
+        return mine.tables
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shared, self._shared = self._shared, None
+        tables, self._tables = self._tables, None
+        if shared is None or tables is None:
+            return
+        mine = shared.mine
+        mine.depth -= 1
+        if shared.pid != process_id():
+            _inherited.append(tables)
+        elif mine.depth == 0 and mine.generation is not None:
+            mine.tables = None
+            tables.end()
+            mine.generation.leave()
+
+
 class LmdbIndex:
     """Tables in LMDB. Thread-safe, shared by processes; the child of a fork reopens by itself.
 
@@ -234,38 +281,12 @@ class LmdbIndex:
             shared.writes = shared.writes or not self._read_only
             return shared
 
-    @contextmanager
-    def _read(self) -> Iterator[Transaction]:
-        shared = self._use()
-        mine = shared.mine
-        if mine.writing:
-            raise RuntimeError("read() inside update() would not see its changes: use the tables of the body")
-        while mine.tables is None:
-            mine.generation = generation = shared.acquire()
-            try:
-                mine.tables = generation.begin(write=False)
-            except RemapError as need:
-                generation.leave()
-                generation.remap(need.size)
-            except BaseException:
-                generation.leave()
-                raise
-        tables = mine.tables
-        mine.depth += 1
-        try:
-            yield tables
-        finally:
-            mine.depth -= 1
-            if shared.pid != process_id():
-                _inherited.append(tables)
-            elif mine.depth == 0 and mine.generation is not None:
-                mine.tables = None
-                tables.end()
-                mine.generation.leave()
+    def _read(self) -> _Reading:
+        return _Reading(self._use)
 
     def read(self) -> AbstractContextManager[Tables]:
         """A consistent snapshot; a second one in the same thread is the same."""
-        return self._read()
+        return _Reading(self._use)
 
     def update(self, body: Callable[[Tables], T]) -> T:
         """One write transaction: commits when ``body`` returns, aborts when it raises.
@@ -322,15 +343,20 @@ class LmdbIndex:
         """Empty every table, in one transaction."""
         self._update(lambda tables: tables.clear())
 
-    def compact(self, share: float) -> int:
+    def compact(self, share: float, *, least: int = 0) -> int:
         """Put a copy without free pages in the place of the file if at least a share of it is free; bytes saved.
 
-        Safe while others use the index: its writers wait, and everybody reopens. Not inside a read or an update of
-        the same thread. Needs room for the copy; without it, raises `BackendError` and all is as it was.
+        ``least``: bytes of a file that is worth it. Safe while others use the index: its writers wait, and everybody
+        reopens. Not inside a read or an update of the same thread. Needs room for the copy; without it, raises
+        `BackendError` and all is as it was.
         """
         shared = self._use()
+        least = max(least, SMALL)
         if self._read_only or shared.mine.depth or shared.mine.writing:
             return 0
+        with self._read() as seen:  # mostly the answer is no, and no writer waits for it
+            if seen.extent() < least or seen.unused() < share * seen.extent():
+                return 0
         with shared.writer:
             generation = shared.acquire()
             try:
@@ -345,7 +371,7 @@ class LmdbIndex:
             with tables:
                 handle = tables.handle
                 before = generation.extent()
-                if before < SMALL or generation.slack(handle) < share * before or not generation.current():
+                if generation.slack(handle) < share * before or not generation.current():
                     return 0
                 published = publish(
                     shared.root,

@@ -156,7 +156,7 @@ class MemoryIndex:
 
         self.update(body)
 
-    def compact(self, share: float) -> int:
+    def compact(self, share: float, *, least: int = 0) -> int:
         """Nothing to be done; 0."""
         return 0
 

@@ -30,8 +30,8 @@ class Base(Protocol):
         """Empty every table."""
         ...
 
-    def compact(self, share: float) -> int:
-        """Leave out what is free, if it is at least a share; bytes saved."""
+    def compact(self, share: float, *, least: int = 0) -> int:
+        """Leave out what is free, if it is at least a share, of at least so many bytes; bytes saved."""
         ...
 
     def close(self) -> None:
@@ -116,10 +116,10 @@ class SpillIndex:
             self._base.reset()
             self._state = ({}, 0, 0)
 
-    def compact(self, share: float) -> int:
+    def compact(self, share: float, *, least: int = 0) -> int:
         """Nothing, as long as there is no room."""
         with self._lock:
-            return 0 if self._state[0] else self._base.compact(share)
+            return 0 if self._state[0] else self._base.compact(share, least=least)
 
     def close(self) -> None:
         """Let go. What is in memory only is in the log as well."""

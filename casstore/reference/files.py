@@ -7,7 +7,6 @@ import os
 import stat
 from collections.abc import Iterator
 from typing import BinaryIO
-from urllib.parse import quote_from_bytes, unquote_to_bytes
 
 from casstore.digest import Digest, hasher
 from casstore.errors import (
@@ -102,6 +101,8 @@ def local_path(uri: str) -> str:
         raise InvalidInputError(
             f"{shown(uri)!r} has ? or # in it", hint="%3F and %23; pathlib.Path(path).as_uri() writes it so"
         )
+    from urllib.parse import unquote_to_bytes  # noqa: PLC0415 - start-up
+
     path = os.fsdecode(unquote_to_bytes(parts.path))
     if "\0" in path:
         raise InvalidInputError(f"{shown(uri)!r} is not a path")
@@ -148,6 +149,8 @@ def _open_below(uri: str, path: str, roots: tuple[str, ...]) -> int:
 
 def _below(uri: str, path: str, limit: int) -> Iterator[Resolved]:
     """The files of a directory, in the order of their names."""
+    from urllib.parse import quote_from_bytes  # noqa: PLC0415 - start-up
+
     scan = Scan(path, "error", Globs((), ()), allow_outside=False, limit=limit)
     found = scan.run(keep_empty_dirs=False)
     if not found:

@@ -1,17 +1,23 @@
 """The grammar of URIs that may be recorded: no credentials, nothing that expires, nothing that hides."""
 
+# ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
+
 from __future__ import annotations
 
 import re
-from urllib.parse import SplitResult, unquote, urlsplit
+from typing import TYPE_CHECKING
 
 from casstore.errors import InvalidInputError
 from casstore.names import is_text
+from casstore.patterns import pattern
+
+if TYPE_CHECKING:
+    from urllib.parse import SplitResult
 
 MAX_URI_BYTES = 8192
 
-_SCHEME = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*):")
-_CONTROL = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
+_SCHEME = pattern(r"([A-Za-z][A-Za-z0-9+.-]*):")
+_CONTROL = pattern(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]")
 _SIGNED = ("x-amz-", "x-goog-", "x-oss-", "x-cos-", "x-ms-")
 _SIGNATURES = frozenset(
     {
@@ -58,6 +64,8 @@ def check_uri(uri: object) -> str:
 
 def split(uri: str) -> SplitResult:
     """The parts of a URI. Raises `InvalidInputError`."""
+    from urllib.parse import urlsplit
+
     try:
         parts = urlsplit(uri)
         _ = parts.hostname, parts.port
@@ -82,11 +90,15 @@ def shown(uri: str) -> str:
 
 def last_part(uri: str) -> str:
     """The last part of the path, decoded; empty if it has none."""
+    from urllib.parse import unquote
+
     path = split(uri).path.rstrip("/")
     return unquote(path.rpartition("/")[2], errors="surrogateescape")
 
 
 def _parameters(parts: SplitResult) -> list[str]:
+    from urllib.parse import unquote
+
     return [
         unquote(item.partition("=")[0]).strip().lower()
         for text in (parts.query, parts.fragment)

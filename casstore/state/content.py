@@ -14,7 +14,9 @@ from casstore.format.rows import (
     moved_row,
     pack_of_row,
     refcount,
+    refcounts,
     with_refcount,
+    with_refcounts,
 )
 from casstore.model import (
     AddNode,
@@ -199,14 +201,17 @@ class ContentRules:
                 pack, length = pack_of_row(row), length_of_row(row)
                 number, raw = lost.get(pack, (0, 0))
                 lost[pack] = (number + 1, raw + length)
-        children_left = sorted(released)
-        for digest, row in zip(children_left, tables.get_many(CHUNK, children_left), strict=True):
-            count = -1 if row is None or digest in chunks else refcount(row) - released[digest]
-            if row is None or count < 0:
+        left = sorted(released)
+        held: list[bytes] = []
+        for digest, row in zip(left, tables.get_many(CHUNK, left), strict=True):
+            if row is None or digest in chunks:
                 raise _below_zero(digest)
-            chunks[digest] = with_refcount(row, count)
-            if count == 0:
-                free[digest] = b""
+            held.append(row)
+        counts = [count - released[digest] for digest, count in zip(left, refcounts(held), strict=True)]
+        if counts and min(counts) < 0:
+            raise _below_zero(left[counts.index(min(counts))])
+        chunks.update(zip(left, with_refcounts(held, counts), strict=True))
+        free.update((digest, b"") for digest, count in zip(left, counts, strict=True) if not count)
         tables.change(CHUNK, chunks)
         tables.change(NODE, nodes)
         tables.change(ZERO, free)
@@ -225,22 +230,22 @@ class ContentRules:
         pack = self._pack(record.pack)
         if pack.state is not PackState.LIVE:
             raise Void(f"pack {record.pack.hex()} is not live")
-        moved = 0
         gained: dict[bytes, tuple[int, int]] = {}
-        for digest in dict.fromkeys(record.moved):
-            row = self.tables.get(CHUNK, digest)
+        placed: dict[bytes, bytes | None] = {}
+        moved = list(dict.fromkeys(record.moved))
+        for digest, row in zip(moved, self.tables.get_many(CHUNK, moved), strict=True):
             target = self.added.get(digest)
             if row is None or pack_of_row(row) != record.pack or target is None:
                 raise Void(f"{digest.hex()} is not in pack {record.pack.hex()} or was not copied")
             copy = pack_of_row(target)
-            if copy == record.pack or self._pack(copy).state is not PackState.LIVE:
+            if copy not in gained and (copy == record.pack or self._pack(copy).state is not PackState.LIVE):
                 raise Void(f"the copy of {digest.hex()} is in pack {copy.hex()}, which is not live")
-            self.tables.put(CHUNK, digest, moved_row(row, target))
-            count, raw = gained.get(pack_of_row(target), (0, 0))
-            gained[pack_of_row(target)] = (count + 1, raw + length_of_row(row))
-            moved += 1
-        if moved != pack.placed:
-            raise Void(f"pack {record.pack.hex()} holds {pack.placed} digests, not {moved}")
+            placed[digest] = moved_row(row, target)
+            count, raw = gained.get(copy, (0, 0))
+            gained[copy] = (count + 1, raw + length_of_row(row))
+        if len(moved) != pack.placed:
+            raise Void(f"pack {record.pack.hex()} holds {pack.placed} digests, not {len(moved)}")
+        self.tables.change(CHUNK, placed)
         moved_bytes = 0
         for name, (count, raw) in gained.items():
             target_pack = self._pack(name)

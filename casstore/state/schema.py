@@ -99,14 +99,23 @@ class Head:
     """bytes of all live packs"""
 
 
+_last: tuple[bytes, Head] = (b"", Head())
+"""a row and what it says"""
 CHECKPOINT_KEY = b"checkpoint"
 HEAD_KEY = b"head"
 
 
 def head_of(tables: Tables) -> Head:
     """The position of the state."""
+    global _last  # noqa: PLW0603 - a cache of one: it is asked for several times a transaction
     row = tables.get(META, HEAD_KEY)
-    return Head() if row is None else decode_row(row, Head)
+    if row is None:
+        return Head()
+    known, head = _last
+    if known != row:
+        head = decode_row(row, Head)
+        _last = row, head
+    return head
 
 
 def checkpoint_of(tables: Tables) -> CheckpointRow | None:

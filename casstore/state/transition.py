@@ -116,8 +116,12 @@ class _Changes(Overlay):
     """The changes of one transaction, which is void when it comes to a key that no index takes."""
 
     def get(self, table: str, key: bytes) -> bytes | None:
-        _check_key(key)
-        return super().get(table, key)
+        if not 0 < len(key) <= KEY_BYTES:
+            _check_length(len(key))
+        changes = self._changes.get(table)
+        if changes is not None and key in changes:
+            return changes[key]
+        return self._base.get(table, key)
 
     def get_many(self, table: str, keys: Sequence[bytes]) -> list[bytes | None]:
         for length in set(map(len, keys)):
@@ -129,6 +133,7 @@ class _Changes(Overlay):
             _check_length(length)
         fresh = self._only_here(table, changes)
         if fresh:
+            self._counts.pop(table, None)
             for key in fresh:
                 del self._changes[table][key]
             changes = {key: value for key, value in changes.items() if key not in fresh}
@@ -143,16 +148,12 @@ class _Changes(Overlay):
         return {key for key, row in zip(gone, self._base.get_many(table, gone), strict=True) if row is None}
 
     def put(self, table: str, key: bytes, value: bytes) -> None:
-        _check_key(key)
-        super().put(table, key, value)
+        if not 0 < len(key) <= KEY_BYTES:
+            _check_length(len(key))
+        self._change(table, key, value)
 
     def delete(self, table: str, key: bytes) -> None:
-        _check_key(key)
         self.change(table, {key: None})
-
-
-def _check_key(key: bytes) -> None:
-    _check_length(len(key))
 
 
 def _check_length(length: int) -> None:

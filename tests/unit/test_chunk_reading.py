@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,8 @@ class Spy(ZstdCodec):
     def __init__(self) -> None:
         super().__init__()
         self.decoded: list[int | None] = []
+        self.into = 0
+        """how often it decoded to where the bytes are wanted"""
 
     def decode(self, codec: int, data: Buffer, length: int, what: str) -> bytes:
         self.decoded.append(None)
@@ -44,6 +47,10 @@ class Spy(ZstdCodec):
     def decode_start(self, codec: int, data: Buffer, length: int, upto: int, what: str) -> bytes:
         self.decoded.append(upto)
         return super().decode_start(codec, data, length, upto, what)
+
+    def decode_into(self, codec: int, data: Buffer, target: memoryview, what: str) -> None:
+        self.into += 1
+        super().decode_into(codec, data, target, what)
 
 
 class World:
@@ -176,7 +183,7 @@ def test_a_compressed_frame_as_long_as_a_plain_one_is_read_all_the_same() -> Non
     """The length alone makes a frame look stored as it is; the digest tells."""
 
     class Compresses(ZstdCodec):
-        def encode(self, parts: Sequence[Buffer]) -> tuple[int, bytes]:
+        def encode(self, parts: Sequence[Buffer], plain: Buffer | None = None) -> tuple[int, bytes]:
             return ZSTD, zstandard.ZstdCompressor(level=3, write_checksum=False).compress(b"".join(parts))
 
     plain = next(
@@ -216,7 +223,8 @@ def test_the_start_of_a_frame_is_what_it_begins_with_or_an_error_of_ours() -> No
     codec = ZstdCodec(planes=True)
     floats = b"".join(int(n * 7919 % 4096 + 2**30).to_bytes(4, "little") for n in range(65_536))
     for data in (NOISE, TEXT[:262_144], floats, b"x"):
-        number, stored = codec.encode([data])
+        number, payload = codec.encode([data])
+        stored = bytes(payload)
         for upto in (0, 1, len(data) // 3, len(data) - 1, len(data)):
             start = codec.decode_start(number, memoryview(stored), len(data), upto, "it")
             assert len(start) >= upto
@@ -288,3 +296,111 @@ def test_an_entry_bound_to_a_reader_is_the_same_entry(store: Store) -> None:
     entry = Entry("a", EntryKind.LINK, 5, ((b"d", 5),), b"tree", 0o640, "target", pointer, b'{"a":1}')
     assert entry.bound(reader) == entry
     assert entry.bound(reader).reader is reader
+
+
+# --- to where they are wanted
+
+NUMBERS = b"".join((n * n % 977).to_bytes(4, "little") for n in range(1 << 14))
+FRAMES = [
+    cut(TEXT[:90_000], 9_000),
+    cut(NOISE[:60_000], 7_000),
+    cut(NUMBERS, 5_000),
+    cut(TEXT[200_000:260_000], 11_000),
+    cut(NOISE[70_000:80_000], 10_000),
+]
+CHUNKS = [chunk for frame in FRAMES for chunk in frame]
+
+
+class Into(World):
+    """As stores write it: with planes."""
+
+    def __init__(self, frames: Sequence[Sequence[bytes]] = FRAMES) -> None:
+        super().__init__(frames, ZstdCodec(planes=True))
+
+    def fetch(self, chunks: Sequence[bytes]) -> bytes:
+        target = bytearray(b"?" * sum(map(len, chunks)))
+        with memoryview(target) as view:
+            self.reader.fetch_into([(BLAKE3(chunk), len(chunk)) for chunk in chunks], view)
+        return bytes(target)
+
+
+def test_a_run_of_whole_frames_is_decoded_to_its_place() -> None:
+    world = Into()
+    assert world.fetch(CHUNKS) == b"".join(CHUNKS)
+    assert (world.codec.into, world.codec.decoded) == (3, [])  # two are stored as they are
+    reads = world.backend.calls["read"]
+    assert world.fetch(FRAMES[0][:-1]) == b"".join(FRAMES[0][:-1])
+    assert (world.codec.into, world.backend.calls["read"]) == (3, reads + 1)  # not all of it is wanted
+
+
+def test_a_length_that_lies_lets_nothing_be_written_over_what_is_right() -> None:
+    frames = [cut(TEXT[:16_000], 8_000), cut(TEXT[90_000:114_000], 8_000)]
+    world = Into(frames)
+    [[_, right], [first, _, last]] = frames
+    # As if the first had the second's bytes too, and so these two were all of their frame.
+    world.places[BLAKE3(first)] = replace(world.place(first), length=16_000)
+    with pytest.raises(IntegrityError):
+        world.fetch([first, right, last])
+
+
+def test_any_chunks_in_any_order_come_to_their_places() -> None:
+    choice = random.Random(9)
+    world = Into()
+    for _ in range(60):
+        start = choice.randrange(len(CHUNKS))
+        wanted = CHUNKS[start : start + choice.randrange(30)]
+        for _ in range(choice.randrange(4)):
+            wanted.insert(choice.randrange(len(wanted) + 1), choice.choice(CHUNKS))
+        assert world.fetch(wanted) == b"".join(wanted)
+
+
+def test_a_flip_gives_the_right_bytes_or_an_error() -> None:
+    world = Into()
+    refused = 0
+    for position in range(8, max(p.frame_offset + p.frame_stored for p in world.places.values()), 1999):
+        world.flip(position)
+        try:
+            assert world.fetch(CHUNKS) == b"".join(CHUNKS)
+        except IntegrityError:
+            refused += 1
+        world.flip(position)
+    assert refused > 30
+
+
+def test_an_index_that_lies_gives_the_right_bytes_or_an_error() -> None:
+    """Nothing is decoded over what is right already: not even if places overlap and still add up to a frame."""
+    choice = random.Random(4)
+    world = Into()
+    honest = dict(world.places)
+    refused = 0
+    for _ in range(400):
+        world.places = dict(honest)
+        for _ in range(choice.choice((1, 2, 9))):
+            one, other = choice.sample(list(honest), 2)
+            place = honest[other]
+            lie = choice.choice(("place", "offset", "length", "start", "swap"))
+            if lie == "place":
+                world.places[one] = place
+            elif lie == "swap":
+                world.places[one], world.places[other] = honest[other], honest[one]
+            elif lie == "offset":
+                world.places[one] = replace(honest[one], offset=choice.choice((0, place.offset)))
+            elif lie == "start":
+                world.places[one] = replace(honest[one], offset=max(0, honest[one].offset - 1))
+            else:
+                world.places[one] = replace(honest[one], length=place.length)
+        world.open()
+        try:
+            assert world.fetch(CHUNKS) == b"".join(CHUNKS)
+        except IntegrityError:
+            refused += 1
+    assert refused > 300
+
+
+def test_a_chunk_that_is_looked_for_with_another_length_is_refused() -> None:
+    world = Into()
+    for lie in (-1, 1):
+        wanted = [(BLAKE3(chunk), len(chunk) + (lie if n == 12 else 0)) for n, chunk in enumerate(CHUNKS)]
+        target = bytearray(sum(length for _, length in wanted))
+        with memoryview(target) as view, pytest.raises(IntegrityError, match="bytes, not"):
+            world.reader.fetch_into(wanted, view)

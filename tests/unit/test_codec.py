@@ -95,7 +95,7 @@ def test_planes_are_every_nth_byte_and_give_the_bytes_back(data: bytes, width: i
     assert split == b"".join(data[plane::width] for plane in range(width))
     found: list[bytes] = []
     for size in planes.sizes(len(data), width):
-        found.append(split[:size])
+        found.append(bytes(split[:size]))
         split = split[size:]
     assert found == [data[plane::width] for plane in range(width)]
     assert planes.join(found) == planes.join([memoryview(plane) for plane in found]) == data
@@ -110,20 +110,48 @@ def test_the_extension_does_what_the_python_does(data: bytes, width: int) -> Non
     assert planes.split(data, width) == planes._split(data, width)
     assert planes.split(memoryview(data)[1:], width) == planes._split(data[1:], width)
     parts = [data[plane::width] for plane in range(width)]
+    assert planes.split(data, width, 20) == planes._split(data, width, 20) == bytes(20) + planes.split(data, width)
     assert planes.join(parts) == planes._join(parts)
+    assert planes.matches(parts, data)
+    assert planes._matches(parts, data)
+    for join_into in (planes.join_into, planes._join_into):
+        target = bytearray(len(data))
+        join_into(parts, memoryview(target))
+        assert target == data
     sample = data[: len(data) & ~7]
     assert planes.estimate(sample) == planes._estimate(sample)
+
+
+@settings(deadline=None)
+@given(st.binary(min_size=1, max_size=9000), st.sampled_from(planes.WIDTHS), st.data())
+def test_planes_match_no_other_bytes(data: bytes, width: int, draw: st.DataObject) -> None:
+    parts = [data[plane::width] for plane in range(width)]
+    wrong = bytearray(data)
+    wrong[draw.draw(st.integers(0, len(data) - 1))] ^= 1 << draw.draw(st.integers(0, 7))
+    for matches in (planes.matches, planes._matches):
+        assert matches(parts, memoryview(data))
+        assert not matches(parts, wrong)
+        assert not matches(parts, data + b"1")
+        assert not matches(parts, data[:-1])
 
 
 Split = Callable[[Any, Any], object]
 
 
-@pytest.mark.parametrize("module", ["split, join, estimate", "_split, _join, _estimate"])
+@pytest.mark.parametrize("module", ["split, join, join_into, estimate", "_split, _join, _join_into, _estimate"])
 def test_what_are_no_planes_is_refused(module: str) -> None:
-    split, join, estimate = (getattr(planes, name) for name in module.split(", "))
+    split, join, join_into, estimate = (getattr(planes, name) for name in module.split(", "))
+    for size in (0, 3, 5, 4096):
+        with pytest.raises(ValueError, match=f"planes of 4 bytes do not fill {size}"):
+            join_into([b"12", b"34"], memoryview(bytearray(size)))
+    with pytest.raises(ValueError, match="of no bytes"):
+        join_into([b"12", b""], memoryview(bytearray(2)))
     for width in (-1, 0, 1, 3, 16):
         with pytest.raises(ValueError, match="planes are 2, 4 or 8"):
             split(b"12345678", width)
+    for room in (-1, 4097):
+        with pytest.raises(ValueError, match="room is for 0 to 4096"):
+            getattr(planes, module.split(", ", maxsplit=1)[0])(b"12345678", 4, room)
     for parts in ([], [b"1"], [b"1"] * 3, [b"1"] * 16):
         with pytest.raises(ValueError, match="planes are 2, 4 or 8"):
             join(parts)
@@ -184,6 +212,41 @@ def test_order_among_noise_is_not_taken_for_noise() -> None:
     number, stored = CODEC.encode([data])
     assert number == ZSTD
     assert len(stored) < 240 * KIB
+
+
+def cut(data: bytes, size: int) -> list[Buffer]:
+    view = memoryview(data)
+    return [view[at : at + size] for at in range(0, len(data), size)]
+
+
+@pytest.mark.parametrize("part", [4 * KIB, 32 * KIB], ids=["small files", "large files"])
+@pytest.mark.parametrize("size", [128, 130, 320, 384, 386], ids=lambda size: f"{size}K")
+def test_what_repeats_is_found_from_one_end_of_a_frame_to_the_other(size: int, part: int) -> None:
+    data = random.Random(7).randbytes(size * KIB // 2) * 2
+    number, stored = CODEC.encode(cut(data, part))
+    assert number == ZSTD
+    assert len(stored) < len(data) * 0.51
+    assert zstandard.get_frame_parameters(stored).window_size >= len(data)
+    assert CODEC.decode(number, stored, len(data), "x") == data
+    assert CODEC.decode_start(number, stored, len(data), len(data) - 9, "x")[: len(data) - 9] == data[:-9]
+
+
+@pytest.mark.parametrize(("part", "most"), [(4 * KIB, 1.10), (32 * KIB, 1.03)], ids=["small files", "large files"])
+def test_less_time_than_level_3_costs_few_bytes(part: int, most: float) -> None:
+    source = b"".join(path.read_bytes() for path in sorted(Path(json.__file__).parent.parent.glob("[a-d]*.py")))
+    frame = source[: 300 * KIB]
+    assert len(frame) == 300 * KIB
+    number, stored = PLAIN.encode(cut(frame, part))
+    assert number == ZSTD
+    assert len(stored) < len(zstandard.ZstdCompressor(level=3).compress(frame)) * most
+
+
+@pytest.mark.parametrize("level", [1, 9])
+def test_a_level_that_was_asked_for_is_that_of_zstd(level: int) -> None:
+    frame = words(300 * KIB)
+    its = zstandard.ZstdCompressor(level=level, write_checksum=False).compress(frame)
+    for part in (4 * KIB, 32 * KIB):
+        assert ZstdCodec(level).encode(cut(frame, part)) == (ZSTD, its)
 
 
 @settings(deadline=None, max_examples=60)
@@ -254,6 +317,8 @@ def test_planes_that_lie_are_refused_before_they_cost_memory(lie: str) -> None:
     try:
         with pytest.raises(IntegrityError):
             CODEC.decode(PLANES, stored, length, "x")
+        with pytest.raises(IntegrityError):
+            CODEC.decode_into(PLANES, stored, memoryview(bytearray(1000)), "x")
         assert tracemalloc.get_traced_memory()[1] < 1 << 20
     finally:
         tracemalloc.stop()
@@ -309,13 +374,46 @@ def test_a_codec_nobody_knows_asks_for_an_upgrade() -> None:
 # --- frames
 
 
+@pytest.mark.parametrize("data", [*(data for _, data in NUMBERS.values()), *OTHERS.values()])
+def test_it_is_told_whether_a_stored_form_gives_some_bytes(data: bytes) -> None:
+    number, stored = CODEC.encode([data])
+    assert CODEC.gives(number, stored, data, "x")
+    if data:
+        assert CODEC.gives(number, stored, memoryview(bytearray(data)), "x")
+        for at in (0, len(data) // 2, len(data) - 1):
+            wrong = bytearray(data)
+            wrong[at] ^= 128
+            assert not CODEC.gives(number, stored, wrong, "x")
+
+
+def test_a_frame_from_memory_that_its_chunks_are_in_is_the_same_and_keeps_none_of_it() -> None:
+    for data in (NUMBERS["float32"][1], OTHERS["text"], OTHERS["noise"]):
+        room = bytearray(data)
+        view = memoryview(room)
+        chunks: list[tuple[bytes, Buffer]] = [(b"a", view[:5000]), (b"b", view[5000:])]
+        frame = encode_frame(CODEC, chunks, view)
+        room[:] = bytes(len(room))
+        assert frame.stored == encode_frame(CODEC, [(b"a", data[:5000]), (b"b", data[5000:])]).stored
+        assert decode_frame(CODEC, frame.stored, len(data), "x") == data
+        with pytest.raises(IntegrityError, match="did not decode"):
+            encode_frame(CODEC, chunks, view[:-1])
+
+
 class Forgetful(ZstdCodec):
     """Decodes one byte to another than it was."""
 
     def decode(self, codec: int, data: Buffer, length: int, what: str) -> bytes:
-        plain = bytearray(super().decode(codec, data, length, what))
-        plain[len(plain) * 3 // 4] ^= 1
-        return bytes(plain)
+        return flipped(super().decode(codec, data, length, what))
+
+    def _planes_in(self, data: memoryview, length: int, what: str) -> list[Buffer]:
+        first, *others = super()._planes_in(data, length, what)
+        return [flipped(first), *others]
+
+
+def flipped(data: Buffer) -> bytes:
+    wrong = bytearray(data)
+    wrong[len(wrong) * 3 // 4] ^= 1
+    return bytes(wrong)
 
 
 @pytest.mark.parametrize(
@@ -411,8 +509,49 @@ def test_the_log_and_bundles_hold_nothing_that_needs_the_feature(
         draft.add_bytes(NUMBERS["float32"][1], "model.bin")
         store.log_artifact(draft)
         store.export("model:latest", tmp_path / "bundle")
-    monkeypatch.delattr(ZstdCodec, "_from_planes")
+    monkeypatch.delattr(ZstdCodec, "_planes_in")
     with Store.create(tmp_path / "old", config=StoreConfig(planes=False)) as old:
         old.import_bundle(tmp_path / "bundle")
         assert old.get("model:latest")["model.bin"].read() == NUMBERS["float32"][1]
     assert _codecs(tmp_path / "old") == {ZSTD}
+
+
+# --- to where it is wanted
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+def test_decoded_into_memory_it_is_the_same(name: str) -> None:
+    plain = NUMBERS[name][1]
+    for codec in (ZstdCodec(planes=True), ZstdCodec(looks=False)):
+        number, stored = codec.encode([plain])
+        target = bytearray(b"?" * (len(plain) + 20))
+        codec.decode_into(number, stored, memoryview(target)[10:-10], "x")
+        assert target == b"?" * 10 + plain + b"?" * 10
+        for size in {max(0, len(plain) - 1), len(plain) + 1, len(plain) * 2 + 8} - {len(plain)}:
+            with pytest.raises(IntegrityError):
+                codec.decode_into(number, stored, memoryview(bytearray(size)), "x")
+
+
+@pytest.mark.parametrize("codec", [RAW, ZSTD, PLANES])
+def test_what_is_damaged_is_decoded_into_memory_as_it_is_without(codec: int) -> None:
+    plain = NUMBERS["float32"][1][: 16 * KIB]
+    stored = {RAW: plain, ZSTD: zstandard.compress(plain), PLANES: ZstdCodec(planes=True).encode([plain])[1]}[codec]
+    for position in range(0, len(stored), 97):
+        damaged = bytearray(stored)
+        damaged[position] ^= 4
+        target = bytearray(len(plain))
+        try:
+            wrong = CODEC.decode(codec, damaged, len(plain), "x")
+        except IntegrityError:
+            with pytest.raises(IntegrityError):
+                CODEC.decode_into(codec, damaged, memoryview(target), "x")
+        else:
+            CODEC.decode_into(codec, damaged, memoryview(target), "x")
+            assert target == wrong
+    with pytest.raises(IntegrityError):
+        CODEC.decode_into(codec, stored[:-1], memoryview(bytearray(len(plain))), "x")
+
+
+def test_an_unknown_codec_is_not_decoded_into_memory() -> None:
+    with pytest.raises(UnsupportedFormatError):
+        CODEC.decode_into(9, b"1234", memoryview(bytearray(4)), "x")

@@ -6,9 +6,11 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import sys
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import pytest
 from click.testing import CliRunner
@@ -29,13 +31,13 @@ from casstore import (
     Version,
 )
 from casstore.cli import main
+from casstore.engine import Engine
 from casstore.errors import CasstoreError
 from casstore.format.layout import PACK_PREFIX, pack_key, pack_of
 from casstore.format.packs import check_pack, locations
 from casstore.gc.reclaim import condemn_orphans
-from casstore.gc.retire import Mover
 from casstore.model import AddPack, ChunkKind, Erase
-from casstore.pack import decode_frame, slice_chunk
+from casstore.pack import SealedPack, decode_frame, slice_chunk
 from casstore.state import CHUNK
 from casstore.testing.snapshot import snapshot
 
@@ -44,6 +46,7 @@ SMALL = StoreConfig(
 )
 NOW = datetime(2030, 1, 1, tzinfo=UTC)
 WHY = "request 17"
+RETIRE: Any = sys.modules["casstore.gc.retire"]
 
 
 @pytest.fixture
@@ -377,19 +380,18 @@ def test_a_collector_on_the_way_does_not_bring_it_back(store: Store, monkeypatch
     version = log(store, "a", {"f": secret, "g": block("g")})
     store.delete("a:v0")
     store.trash.empty()
-    publish = Mover.publish
+    upload = RETIRE._upload
     digests = [digest for digest, _ in version["f"].chunks]
     overtakings: list[str] = []
 
-    def overtaken(mover: Mover) -> AddPack | None:
-        added = publish(mover)
-        if added is not None and set(digests) & set(added.content.digests):
-            overtakings.append(pack_key(added.pack))
+    def overtaken(engine: Engine, sealed: SealedPack) -> None:
+        upload(engine, sealed)
+        if set(digests) & set(sealed.record.content.digests):
+            overtakings.append(pack_key(sealed.record.pack))
             store._engine.commit(lambda _: (Erase(tuple(digests), WHY),))
-        return added
 
     with monkeypatch.context() as patch:
-        patch.setattr(Mover, "publish", overtaken)
+        patch.setattr(RETIRE, "_upload", overtaken)
         store.gc(max_waste=0, grace=0)
     assert len(overtakings) == 1
     assert not {info.key for info in store._engine.backend.list(PACK_PREFIX)}.intersection(overtakings)

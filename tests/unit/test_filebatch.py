@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 
 import pytest
@@ -30,14 +31,19 @@ def files(tmp_path: Path) -> list[LocalFile]:
 
 
 def read(files: list[LocalFile], before: int | None = None) -> list[bytes | None]:
-    found = filebatch.read_unchanged(files, NOW() + LATER if before is None else before, bytearray(100_000))
-    return [None if one is None else bytes(one[0]) for one in found]
+    buffer = bytearray(100_000)
+    stamps = filebatch.read_unchanged(files, NOW() + LATER if before is None else before, buffer)
+    ends = list(accumulate(file.signature.size for file in files))
+    return [
+        None if stamp is None else bytes(buffer[end - file.signature.size : end])
+        for file, end, stamp in zip(files, ends, stamps, strict=True)
+    ]
 
 
 def test_all_bytes_and_stamps_are_those_of_the_files(files: list[LocalFile]) -> None:
     assert read(files) == [Path(file.path).read_bytes() for file in files]
     expected = [Stamp.of(os.stat(file.path)) for file in files]
-    assert [one and one[1] for one in filebatch.read_unchanged(files, NOW() + LATER, bytearray(100_000))] == expected
+    assert filebatch.read_unchanged(files, NOW() + LATER, bytearray(100_000)) == expected
     assert filebatch.stamps(files) == expected
     assert read([]) == []
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from casstore.backend import is_local, open_backend
+from casstore.backend import is_local, local, open_backend
 from casstore.backend.local import LocalBackend
 from casstore.backend.memory import MemoryBackend, forget_memory
 from casstore.backend.osops import CRASH_STATUS, OsOps
@@ -74,6 +74,64 @@ def test_the_order_of_effects(tmp_path: Path) -> None:
         ("unlink", temp),
         ("fsync_dir", "s/packs/ab"),
     ]
+
+
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no such advice")
+def test_what_a_large_session_wrote_gives_its_memory_to_what_comes_next_and_is_recalled_in_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    ops = RecordingOps(tmp_path)
+    advice: list[tuple[str, int, int, int]] = []
+    done: list[list[str]] = []
+
+    def advise(fd: int, offset: int, length: int, what: int) -> None:
+        path = os.path.basename(os.readlink(f"/proc/self/fd/{fd}"))
+        advice.append((path, offset, length, what))
+        done.append([effect.op for effect in ops.trace])
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(local, "_KEPT", 3 << 20)
+    monkeypatch.setattr(local, "_RECALLED", 5 << 19)
+    backend = LocalBackend(tmp_path / "s", ops, dear_memory=lambda: True)
+    data = os.urandom(3 << 19)
+    for key in ("a/1", "a/2", "a/3", "a/4", "a/5"):
+        backend.create(key, data)
+        backend.create(f"{key}.small", data[:-600_000])
+    # The first two are kept, as is what is small; the name that is given up is the temporary one.
+    assert [what for *_, what in advice] == [os.POSIX_FADV_DONTNEED] * 3
+    assert all(steps[-2:] == ["fsync", "link"] for steps in done), "nothing is given up before it is durable"
+    backend.delete("a/4")
+    advice.clear()
+    effects = len(ops.trace)
+    backend.recall()
+    mib = 1 << 20
+    wanted = [("3", 0), ("3", mib), ("5", 0)]
+    assert advice == [(name, at, mib, os.POSIX_FADV_WILLNEED) for name, at in wanted], "as much as is allowed"
+    assert len(ops.trace) == effects, "advice is no effect"
+    backend.recall()
+    assert len(advice) == 3, "once"
+    assert backend.read("a/5") == data
+
+
+def test_where_memory_is_cheap_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(local, "_KEPT", 0)
+    backend = LocalBackend(tmp_path / "s", OsOps(), dear_memory=lambda: False)
+    monkeypatch.setattr(os, "posix_fadvise", lambda *_: pytest.fail("advice"))
+    backend.create("a/1", bytes(2 << 20))
+    backend.recall()
+    assert backend.read("a/1") == bytes(2 << 20)
+
+
+def test_advice_that_is_refused_is_no_failure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ESPIPE, "no")
+
+    monkeypatch.setattr(local, "_KEPT", 0)
+    monkeypatch.setattr(os, "posix_fadvise", refuse)
+    backend = LocalBackend(tmp_path / "s", OsOps(), dear_memory=lambda: True)
+    backend.create("a/1", bytes(2 << 20))
+    backend.recall()
+    assert backend.read("a/1") == bytes(2 << 20)
 
 
 def test_directories_made_by_others_are_synced_once(tmp_path: Path) -> None:
@@ -596,3 +654,45 @@ def test_other_schemes_come_later(url: str) -> None:
 def test_bad_urls(url: str) -> None:
     with pytest.raises(InvalidInputError):
         open_backend(url)
+
+
+# ---------------------------------------------------------------- reading into memory
+
+
+@pytest.mark.parametrize("refusal", [None, errno.EOPNOTSUPP, errno.EINVAL], ids=["", "EOPNOTSUPP", "EINVAL"])
+def test_what_is_read_into_memory_is_what_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, refusal: int | None
+) -> None:
+    real = os.preadv
+
+    def preadv(fd: int, buffers: list[memoryview], offset: int, flags: int = 0) -> int:
+        if refusal is not None and flags:
+            raise OSError(refusal, "no such flag here")
+        return real(fd, [buffers[0][:777]], offset, flags)
+
+    monkeypatch.setattr(os, "preadv", preadv)
+    store = LocalBackend(tmp_path / "s", OsOps())
+    store.create(KEY, CONTENT)
+    for offset, length in ((0, len(WHOLE)), (3, 1), (0, 0), (5000, 4321), (9000, 5000), (len(WHOLE) + 5, 10)):
+        target = bytearray(length)
+        done = store.read_into(KEY, memoryview(target), offset=offset)
+        assert target[:done] == WHOLE[offset : offset + length] == store.read(KEY, offset=offset, length=length)
+    with pytest.raises(NotFoundError):
+        store.read_into("packs/ab/none", memoryview(bytearray(1)), offset=0)
+    with pytest.raises(NotFoundError):
+        store.read_into("packs/ab", memoryview(bytearray(1)), offset=0)  # a directory is no object
+
+
+def test_a_disk_that_fails_while_reading_into_memory_is_our_error(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: object) -> int:
+        raise OSError(errno.EIO, "broken")
+
+    store = LocalBackend(tmp_path / "s", OsOps())
+    store.create(KEY, CONTENT)
+    before = len(os.listdir("/proc/self/fd"))
+    monkeypatch.setattr(os, "preadv", broken)
+    with pytest.raises(BackendError):
+        store.read_into(KEY, memoryview(bytearray(4)), offset=0)
+    assert len(os.listdir("/proc/self/fd")) == before

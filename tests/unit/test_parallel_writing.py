@@ -9,6 +9,7 @@ import random
 import threading
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,10 @@ from casstore import (
 )
 from casstore.checkout import target, writing
 from casstore.checkout.crew import Crew
+from casstore.checkout.listing import trusted
 from casstore.checkout.target import PART, write_at
 from casstore.contents import Piece, pieces
+from casstore.model import Entry
 
 _random = random.Random(3)
 FILES = {f"d{n % 7}/{'e/' * (n % 3)}f{n:03}": _random.randbytes(n * 37 % 3000) for n in range(80)}
@@ -40,7 +43,9 @@ CONTENT = {**FILES, **LARGE}
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     monkeypatch.setattr(writing, "BATCH_BYTES", 16_384)
+    monkeypatch.setattr(writing, "GATHER_BYTES", 16_384)
     monkeypatch.setattr(writing, "BATCH_FILES", 4)
+    monkeypatch.setattr(writing, "MOST_FILES", 8)
     config = StoreConfig(chunker=ChunkerParams("fastcdc-2020", 256, 1024, 4096), frame_bytes=4096)
     with Store.create(tmp_path / "store", config=config, settings=Settings(workers=3)) as opened:
         yield opened
@@ -172,6 +177,20 @@ def test_a_list_that_lies_about_lengths_gives_no_file(
     with pytest.raises(IntegrityError, match="bytes, not"):
         version.download(root, path_prefix="d1/large")
     assert tree(root) == {}
+
+
+def test_an_entry_that_lies_about_its_size_gives_no_file_and_spares_the_others(
+    version: Version, root: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def lying(found: Any, listing: Any) -> Iterator[Entry]:
+        for entry in trusted(found, listing):
+            yield replace(entry, size=entry.length + 1) if entry.path == "d3/f024" else entry
+
+    monkeypatch.setattr(writing, "trusted", lying)
+    with pytest.raises(IntegrityError, match="bytes, not") as caught:
+        version.download(root)
+    assert caught.value.path == "d3/f024"
+    assert tree(root) == {path: data for path, data in CONTENT.items() if path != "d3/f024"}
 
 
 def test_all_is_written_however_little_a_call_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

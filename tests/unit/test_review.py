@@ -116,16 +116,16 @@ def test_a_repack_heals_what_was_quarantined_under_it(store: Store, monkeypatch:
     let_go(store, "c:v0")
     engine = store._engine
     hit: list[bytes] = []
-    real = retire._move
+    real = retire.commit_moved
 
-    def move(job: Any, mover: Any, batch: list[Any]) -> None:
+    def move(job: Any, added: Any, batch: list[Any]) -> int:
         if not hit:
             source = batch[0]
             hit.append(source.live[0])
             engine.commit(lambda _: (Quarantine(source.live[0], source.fate.pack, "you"),))
-        real(job, mover, batch)
+        return int(real(job, added, batch))
 
-    monkeypatch.setattr(retire, "_move", move)
+    monkeypatch.setattr(retire, "commit_moved", move)
     report = store.gc(grace=timedelta(0), max_waste=0.0)
     assert hit
     assert not report.errors
@@ -341,8 +341,8 @@ class Cramped:
         self.update(lambda _: None)
         self.base.reset()
 
-    def compact(self, share: float) -> int:
-        return self.base.compact(share)
+    def compact(self, share: float, *, least: int = 0) -> int:
+        return self.base.compact(share, least=least)
 
     def close(self) -> None:
         self.base.close()

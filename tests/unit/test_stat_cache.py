@@ -27,7 +27,17 @@ from click.testing import CliRunner
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from casstore import Artifact, BackendError, InvalidInputError, Store, StoreConfig, Version, filebatch, reading
+from casstore import (
+    Artifact,
+    BackendError,
+    InvalidInputError,
+    Store,
+    StoreConfig,
+    Version,
+    filebatch,
+    filescan,
+    reading,
+)
 from casstore.cli import main
 from casstore.config import ChunkerParams, Runtime, Settings, file_system_of, system_micros
 from casstore.format.filerows import FILES, FileRow, Stamp, decode_file, encode_file, file_key
@@ -213,9 +223,9 @@ def test_another_process_reads_nothing_either(store: Store, tree: Path, opened: 
     script = f"""
 import json, os, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from casstore import Artifact, Store, filebatch, reading
+from casstore import Artifact, Store, filebatch, filescan, reading
 from casstore.config import Runtime, system_micros
-filebatch._native = None
+filebatch._native = filescan._native = None
 seen, real = [], reading.open_local
 reading.open_local = lambda source: (seen.append(source.path), real(source))[1]
 world = Runtime(file_clock=lambda: system_micros() + {LATER}, file_system=lambda _: "ext4")
@@ -312,7 +322,7 @@ def test_each_part_of_the_stamp_counts(
     real = Stamp.of
     odd = lambda info: real(info)._replace(**{field_: getattr(real(info), field_) + 1})  # noqa: E731
     monkeypatch.setattr(Stamp, "of", odd)
-    monkeypatch.setattr(filebatch, "_native", None)  # it makes stamps of its own
+    monkeypatch.setattr(filescan, "_native", None)  # it makes stamps of its own
     log(store, tree)
     assert opened.take() == ALL
 
@@ -669,7 +679,7 @@ def test_a_cache_that_cannot_be_written_or_read_is_no_error(
     log(store, tree)
     opened.take()
     with monkeypatch.context() as patch:
-        patch.setattr("casstore.statcache.file_key", broken)
+        patch.setattr("casstore.statcache._rows_at", broken)
         assert log(store, tree).digest == first.digest
         assert opened.take() == ALL
     assert log(store, tree).digest == first.digest
@@ -879,7 +889,8 @@ def play(grain: int, steps: list[tuple[str, str, str, int, int]], margin: int = 
         disk.root.mkdir()
         patch.setattr(Stamp, "of", disk.stamp)
         patch.setattr("casstore.statcache.MARGIN_NS", margin)
-        patch.setattr(filebatch, "_native", None)  # it would see the times of the real file system
+        for module in (filebatch, filescan):
+            patch.setattr(module, "_native", None)  # it would see the times of the real file system
         seen: list[str] = []
 
         def open_and_tell(source: LocalFile) -> BinaryIO:

@@ -176,3 +176,56 @@ def test_what_asks_for_more_gets_it(number: int) -> None:
             return type(error)
 
     assert outcome(values.dataclass) == outcome(dataclasses.dataclass)
+
+
+WRONG: list[tuple[list[object], dict[str, object]]] = [
+    ([], {}),
+    ([1, 2, 3, 4, 5], {}),
+    ([1], {"a": 2}),
+    ([1], {"z": 2}),
+    ([], {"b": ()}),
+]
+
+
+def test_the_first_instances_are_as_the_later_ones() -> None:
+    still, moving = classes(values.dataclass)
+    made = [still(1, ("x",), made=[number]) for number in range(20)]
+    assert [one.made for one in made] == [[number] for number in range(20)]
+    assert {(one.a, one.b, one.hidden) for one in made} == {(1, ("x",), None)}
+    assert [moving(number, b="y").a for number in range(20)] == list(range(20))
+    for arguments, named in WRONG:
+        still, _ = classes(values.dataclass)  # anew: with an ``__init__`` that was not compiled yet
+        said = [refused(still, *arguments, **named) for _ in range(12)]
+        assert set(said) == {refused(THEIRS[0], *arguments, **named)}
+        assert still(1) == still(1, ())
+
+
+def refused(cls: type[Any], *arguments: object, **named: object) -> str:
+    with pytest.raises(TypeError) as found:
+        cls(*arguments, **named)
+    return str(found.value)
+
+
+def test_fields_that_are_no_arguments_and_order_are_as_theirs() -> None:
+    def facts(decorate: Any) -> list[object]:
+        class Sorted:
+            a: int
+            length: int = dataclasses.field(init=False, default=3)
+            seen: list[int] = dataclasses.field(init=False, compare=False, default_factory=list)
+            b: int = 0
+
+            def __post_init__(self) -> None:
+                self.seen.append(self.a)
+
+        made = decorate(frozen=True, slots=True, order=True)(Sorted)
+        one, other = made(1, 2), made(1, b=3)
+        return [
+            [made(number, 1).seen for number in range(20)],
+            (one < other, one <= other, one > other, other >= one, one.length, made.__match_args__),
+            sorted([other, one]) == [one, other],
+            [(field.name, field.init, field.type, field.kw_only) for field in dataclasses.fields(made)],
+            repr(made.__dataclass_params__),
+            str(inspect.signature(made)),
+        ]
+
+    assert facts(values.dataclass) == facts(dataclasses.dataclass)

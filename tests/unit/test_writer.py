@@ -179,3 +179,39 @@ def test_a_file_with_the_bytes_of_an_idle_node(tmp_path: Path) -> None:
             collect(store, ref)
         store.gc(offline=True)
         check_no_garbage(store)
+
+
+def test_chunks_are_copied_when_they_are_added_and_come_out_as_they_went_in(tmp_path: Path) -> None:
+    """Whoever adds them uses their memory again; frames are gathered in memory that is used again, too."""
+    with Store.open(tmp_path / "s", create=True) as store:
+        engine = store._engine
+        writer = ChunkWriter(
+            engine.backend,
+            engine.codec,
+            engine.executor(),
+            engine.new_pack,
+            ChunkKind.DATA,
+            frame_bytes=1000,
+            pack_bytes=20_000,
+            in_flight=2,
+        )
+        source = random.Random(5)
+        added: list[tuple[bytes, bytes]] = []
+        memory = bytearray(5000)
+        for number in range(600):
+            size = source.choice((1, 90, 300, 700, 999, 1250, 1251, 5000))
+            data = source.randbytes(size) if number % 3 else bytes(size - 1) + bytes([number % 251])
+            memory[:size] = data
+            digest = engine.hash(data)
+            if digest not in {known for known, _ in added}:
+                writer.add(digest, memoryview(memory)[:size])
+                added.append((digest, data))
+            if number == 0:
+                waiting = writer.waiting()
+                memory[:] = source.randbytes(len(memory))
+                assert waiting is not None
+                assert [bytes(chunk) for _, chunk in waiting[0]] == [data]
+        packs = writer.finish()
+        assert len(packs) > 5
+        engine.commit(lambda _: packs)
+        assert engine.reader.fetch([digest for digest, _ in added]).found == dict(added)

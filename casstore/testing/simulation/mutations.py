@@ -405,7 +405,7 @@ MUTATIONS: dict[str, Mutation] = {
         ((casstore.gc, "ended_packs", _live_ends_too), (casstore.gc.clearance, "ended_packs", _live_ends_too)),
     ),
     "view-goes-back": Mutation(
-        "a process is shown the past while another makes the view they share again", ((View, "_read", _shows_the_past),)
+        "a process is shown the past while another makes the view they share again", ((View, "read", _shows_the_past),)
     ),
     "logged-then-sought": Mutation(
         "a version that was logged is not found if it is in the trash by then",

@@ -56,7 +56,7 @@ Event = tuple[int, int, str, str, str]
 class RawCodec(ZstdCodec):
     """Stores bytes as they are: contexts of a compressor cost more than everything else here."""
 
-    def encode(self, parts: Sequence[Buffer]) -> tuple[int, bytes]:
+    def encode(self, parts: Sequence[Buffer], plain: Buffer | None = None) -> tuple[int, bytes]:
         """See `Codec.encode`."""
         return RAW, bytes(parts[0]) if len(parts) == 1 else b"".join(parts)
 
