@@ -30,6 +30,7 @@ setup(
         Extension(
             "casstore._scan",
             sources=["casstore/_scan.c"],
+            depends=["casstore/_xxh3.h"],
             define_macros=[("Py_LIMITED_API", "0x030B0000")],
             extra_compile_args=["-O2"],
             py_limited_api=True,

@@ -93,7 +93,7 @@ def chunks(files: Iterable[bytes], average: int, divisor: int = 4) -> Iterator[m
 
 
 def framed(parts: Iterable[memoryview], frame: int) -> Iterator[list[memoryview]]:
-    """As `casstore.chunks.ChunkWriter` gathers them."""
+    """As `casstore.packing.ChunkWriter` gathers them."""
     group: list[memoryview] = []
     size = 0
     for part in parts:

@@ -1,9 +1,6 @@
 from collections.abc import Sequence
 from typing import TypeAlias
 
-_File: TypeAlias = tuple[bytes, int, int, int, int]
 _Output: TypeAlias = tuple[str, int, tuple[bytes | bytearray | memoryview, ...]]
 
-def read_files(files: Sequence[_File], before: int, buffer: bytearray, /) -> list[int]: ...
-def stat_files(files: Sequence[_File], /) -> list[int]: ...
 def write_files(top: int, prefix: str, suffix: str, files: Sequence[_Output], /) -> int: ...

@@ -22,210 +22,29 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "_xxh3.h"
+
 #ifdef __APPLE__
-#define NANOSECONDS(info, which) ((int64_t)(info)->st_##which##timespec.tv_sec * 1000000000 + (info)->st_##which##timespec.tv_nsec)
+#define NANOSECONDS(info, which) nanoseconds((info)->st_##which##timespec)
 #else
-#define NANOSECONDS(info, which) ((int64_t)(info)->st_##which##tim.tv_sec * 1000000000 + (info)->st_##which##tim.tv_nsec)
+#define NANOSECONDS(info, which) nanoseconds((info)->st_##which##tim)
 #endif
+#define SECOND 1000000000
 
-/* --- XXH3, as far as it is needed: 64 bits of anything, 128 bits of a stamp; no seed ------------------------------ */
-
-#define P32_1 0x9E3779B1U
-#define P32_2 0x85EBCA77U
-#define P32_3 0xC2B2AE3DU
-#define P64_1 0x9E3779B185EBCA87ULL
-#define P64_2 0xC2B2AE3D27D4EB4FULL
-#define P64_3 0x165667B19E3779F9ULL
-#define P64_4 0x85EBCA77C2B2AE63ULL
-#define P64_5 0x27D4EB2F165667C5ULL
-#define MIX_1 0x165667919E3779F9ULL
-#define MIX_2 0x9FB21C651E98DF25ULL
-#define SECRET 192
-#define STRIPE 64
-#define BLOCK 1024
-
-static const uint8_t secret[SECRET] = {
-    0xb8, 0xfe, 0x6c, 0x39, 0x23, 0xa4, 0x4b, 0xbe, 0x7c, 0x01, 0x81, 0x2c, 0xf7, 0x21, 0xad, 0x1c,
-    0xde, 0xd4, 0x6d, 0xe9, 0x83, 0x90, 0x97, 0xdb, 0x72, 0x40, 0xa4, 0xa4, 0xb7, 0xb3, 0x67, 0x1f,
-    0xcb, 0x79, 0xe6, 0x4e, 0xcc, 0xc0, 0xe5, 0x78, 0x82, 0x5a, 0xd0, 0x7d, 0xcc, 0xff, 0x72, 0x21,
-    0xb8, 0x08, 0x46, 0x74, 0xf7, 0x43, 0x24, 0x8e, 0xe0, 0x35, 0x90, 0xe6, 0x81, 0x3a, 0x26, 0x4c,
-    0x3c, 0x28, 0x52, 0xbb, 0x91, 0xc3, 0x00, 0xcb, 0x88, 0xd0, 0x65, 0x8b, 0x1b, 0x53, 0x2e, 0xa3,
-    0x71, 0x64, 0x48, 0x97, 0xa2, 0x0d, 0xf9, 0x4e, 0x38, 0x19, 0xef, 0x46, 0xa9, 0xde, 0xac, 0xd8,
-    0xa8, 0xfa, 0x76, 0x3f, 0xe3, 0x9c, 0x34, 0x3f, 0xf9, 0xdc, 0xbb, 0xc7, 0xc7, 0x0b, 0x4f, 0x1d,
-    0x8a, 0x51, 0xe0, 0x4b, 0xcd, 0xb4, 0x59, 0x31, 0xc8, 0x9f, 0x7e, 0xc9, 0xd9, 0x78, 0x73, 0x64,
-    0xea, 0xc5, 0xac, 0x83, 0x34, 0xd3, 0xeb, 0xc3, 0xc5, 0x81, 0xa0, 0xff, 0xfa, 0x13, 0x63, 0xeb,
-    0x17, 0x0d, 0xdd, 0x51, 0xb7, 0xf0, 0xda, 0x49, 0xd3, 0x16, 0x55, 0x26, 0x29, 0xd4, 0x68, 0x9e,
-    0x2b, 0x16, 0xbe, 0x58, 0x7d, 0x47, 0xa1, 0xfc, 0x8f, 0xf8, 0xb8, 0xd1, 0x7a, 0xd0, 0x31, 0xce,
-    0x45, 0xcb, 0x3a, 0x8f, 0x95, 0x16, 0x04, 0x28, 0xaf, 0xd7, 0xfb, 0xca, 0xbb, 0x4b, 0x40, 0x7e,
-};
-
-static uint64_t
-read32(const uint8_t *at)
+/* A time as casstore/format/filerows.py has it: the first or the last that fits (1677, 2262) for those that do not. */
+static int64_t
+nanoseconds(struct timespec time)
 {
-    return (uint64_t)at[0] | (uint64_t)at[1] << 8 | (uint64_t)at[2] << 16 | (uint64_t)at[3] << 24;
-}
+    const int64_t last = INT64_MAX / SECOND, first = INT64_MIN / SECOND - 1;
 
-static uint64_t
-read64(const uint8_t *at)
-{
-    return read32(at) | read32(at + 4) << 32;
-}
-
-static void
-write64(uint8_t *at, uint64_t value)
-{
-    for (int i = 0; i < 8; i++) {
-        at[i] = (uint8_t)(value >> 8 * i);
+    if (time.tv_sec > last || (time.tv_sec == last && time.tv_nsec > INT64_MAX % SECOND)) {
+        return INT64_MAX;
     }
-}
-
-static uint64_t
-swapped(uint64_t value)
-{
-    uint64_t result = 0;
-
-    for (int i = 0; i < 8; i++) {
-        result = result << 8 | (value >> 8 * i & 0xFF);
+    if (time.tv_sec < first || (time.tv_sec == first && time.tv_nsec < SECOND + INT64_MIN % SECOND)) {
+        return INT64_MIN;
     }
-    return result;
-}
-
-static uint64_t
-turned(uint64_t value, int bits)
-{
-    return value << bits | value >> (64 - bits);
-}
-
-/* Both halves of the product of two numbers, one over the other. */
-static uint64_t
-folded(uint64_t a, uint64_t b)
-{
-#ifdef __SIZEOF_INT128__
-    unsigned __int128 product = (unsigned __int128)a * b;
-    return (uint64_t)product ^ (uint64_t)(product >> 64);
-#else
-    uint64_t low = (a & 0xFFFFFFFF) * (b & 0xFFFFFFFF), first = (a >> 32) * (b & 0xFFFFFFFF);
-    uint64_t second = (a & 0xFFFFFFFF) * (b >> 32), high = (a >> 32) * (b >> 32);
-    uint64_t middle = (low >> 32) + (first & 0xFFFFFFFF) + second;
-    return (middle << 32 | (low & 0xFFFFFFFF)) ^ ((first >> 32) + (middle >> 32) + high);
-#endif
-}
-
-static uint64_t
-spread(uint64_t hash)
-{
-    hash = (hash ^ hash >> 37) * MIX_1;
-    return hash ^ hash >> 32;
-}
-
-static uint64_t
-spread_short(uint64_t hash)
-{
-    hash = (hash ^ hash >> 33) * P64_2;
-    hash = (hash ^ hash >> 29) * P64_3;
-    return hash ^ hash >> 32;
-}
-
-static uint64_t
-mix16(const uint8_t *data, const uint8_t *key)
-{
-    return folded(read64(data) ^ read64(key), read64(data + 8) ^ read64(key + 8));
-}
-
-static void
-add_stripe(uint64_t *sums, const uint8_t *data, const uint8_t *key)
-{
-    for (int i = 0; i < 8; i++) {
-        uint64_t value = read64(data + 8 * i), keyed = value ^ read64(key + 8 * i);
-        sums[i ^ 1] += value;
-        sums[i] += (keyed & 0xFFFFFFFF) * (keyed >> 32);
-    }
-}
-
-static uint64_t
-hash_long(const uint8_t *data, size_t length)
-{
-    uint64_t sums[8] = {P32_3, P64_1, P64_2, P64_3, P64_4, P32_2, P64_5, P32_1}, result = (uint64_t)length * P64_1;
-    size_t blocks = (length - 1) / BLOCK, stripes = (length - 1 - blocks * BLOCK) / STRIPE;
-
-    for (size_t block = 0; block < blocks; block++) {
-        for (size_t i = 0; i < BLOCK / STRIPE; i++) {
-            add_stripe(sums, data + block * BLOCK + i * STRIPE, secret + 8 * i);
-        }
-        for (int i = 0; i < 8; i++) {
-            sums[i] = (sums[i] ^ sums[i] >> 47 ^ read64(secret + SECRET - STRIPE + 8 * i)) * P32_1;
-        }
-    }
-    for (size_t i = 0; i < stripes; i++) {
-        add_stripe(sums, data + blocks * BLOCK + i * STRIPE, secret + 8 * i);
-    }
-    add_stripe(sums, data + length - STRIPE, secret + SECRET - STRIPE - 7);
-    for (int i = 0; i < 4; i++) {
-        const uint8_t *key = secret + 11 + 16 * i;
-        result += folded(sums[2 * i] ^ read64(key), sums[2 * i + 1] ^ read64(key + 8));
-    }
-    return spread(result);
-}
-
-static uint64_t
-hash64(const uint8_t *data, size_t length)
-{
-    uint64_t sum = (uint64_t)length * P64_1;
-
-    if (length > 240) {
-        return hash_long(data, length);
-    }
-    if (length > 128) {
-        for (size_t i = 0; i < 8; i++) {
-            sum += mix16(data + 16 * i, secret + 16 * i);
-        }
-        sum = spread(sum);
-        for (size_t i = 8; i < length / 16; i++) {
-            sum += mix16(data + 16 * i, secret + 16 * (i - 8) + 3);
-        }
-        return spread(sum + mix16(data + length - 16, secret + 136 - 17));
-    }
-    if (length > 16) {
-        for (size_t i = (length - 1) / 32 + 1; i-- > 0;) {
-            sum += mix16(data + 16 * i, secret + 32 * i) + mix16(data + length - 16 * (i + 1), secret + 32 * i + 16);
-        }
-        return spread(sum);
-    }
-    if (length > 8) {
-        uint64_t low = read64(data) ^ read64(secret + 24) ^ read64(secret + 32);
-        uint64_t high = read64(data + length - 8) ^ read64(secret + 40) ^ read64(secret + 48);
-        return spread((uint64_t)length + swapped(low) + high + folded(low, high));
-    }
-    if (length > 3) {
-        uint64_t hash = (read32(data + length - 4) + (read32(data) << 32)) ^ read64(secret + 8) ^ read64(secret + 16);
-        hash = (hash ^ turned(hash, 49) ^ turned(hash, 24)) * MIX_2;
-        hash = (hash ^ ((hash >> 35) + (uint64_t)length)) * MIX_2;
-        return hash ^ hash >> 28;
-    }
-    if (length > 0) {
-        uint64_t all = (uint64_t)data[0] << 16 | (uint64_t)data[length >> 1] << 24 | data[length - 1] | (uint64_t)length << 8;
-        return spread_short(all ^ read32(secret) ^ read32(secret + 4));
-    }
-    return spread_short(read64(secret + 56) ^ read64(secret + 64));
-}
-
-#define STAMP 40
-#define MARK 16
-
-/* 128 bits of the five numbers of a stamp, as the digest is written: the higher half first, big-endian. */
-static void
-mark_of(const uint8_t *stamp, uint8_t *mark)
-{
-    uint64_t low = (uint64_t)STAMP * P64_1, high = 0, first, second;
-
-    low = (low + mix16(stamp + 16, secret + 32)) ^ (read64(stamp + 8) + read64(stamp + 16));
-    high = (high + mix16(stamp + 8, secret + 48)) ^ (read64(stamp + 16) + read64(stamp + 24));
-    low = (low + mix16(stamp, secret)) ^ (read64(stamp + 24) + read64(stamp + 32));
-    high = (high + mix16(stamp + 24, secret + 16)) ^ (read64(stamp) + read64(stamp + 8));
-    first = spread(low + high);
-    second = 0 - spread(low * P64_1 + high * P64_4 + (uint64_t)STAMP * P64_2);
-    write64(mark, swapped(second));
-    write64(mark + 8, swapped(first));
+    return time.tv_sec < 0 ? (time.tv_sec + 1) * (int64_t)SECOND + (time.tv_nsec - SECOND)
+                           : time.tv_sec * (int64_t)SECOND + time.tv_nsec;
 }
 
 /* --- objects of slotted classes, made without their constructors -------------------------------------------------- */
@@ -584,30 +403,40 @@ look_at(File *file, const struct stat *info)
 /* so many files of one directory are looked up from there: its path is walked once */
 #define MAX_PATH 4096
 
+/* The directory of file `i`, open, if so many of those from there on are in it; -1 if not. `fd` is that of the file before
+ * it, and is closed when it is another. */
+static int
+directory_of(const File *files, Py_ssize_t i, Py_ssize_t count, int fd)
+{
+    char path[MAX_PATH];
+
+    if (fd >= 0 && !has_directory_of(&files[i], &files[i - 1])) {
+        close(fd);
+        fd = -1;
+    }
+    if (fd < 0 && i + MANY < count && !files[i].odd && files[i].directory > 0 && files[i].directory < MAX_PATH
+        && has_directory_of(&files[i], &files[i + MANY])) {
+        memcpy(path, files[i].path, files[i].directory);
+        path[files[i].directory] = 0;
+#ifdef O_PATH
+        fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
+#else
+        fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+#endif
+    }
+    return fd;
+}
+
 static void
 look_at_all(File *files, Py_ssize_t count)
 {
-    char path[MAX_PATH];
     int fd = -1;
 
     for (Py_ssize_t i = 0; i < count; i++) {
         struct stat info;
         int found;
 
-        if (fd >= 0 && !has_directory_of(&files[i], &files[i - 1])) {
-            close(fd);
-            fd = -1;
-        }
-        if (fd < 0 && i + MANY < count && !files[i].odd && files[i].directory > 0 && files[i].directory < MAX_PATH
-            && has_directory_of(&files[i], &files[i + MANY])) {
-            memcpy(path, files[i].path, files[i].directory);
-            path[files[i].directory] = 0;
-#ifdef O_PATH
-            fd = open(path, O_PATH | O_DIRECTORY | O_CLOEXEC);
-#else
-            fd = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-#endif
-        }
+        fd = directory_of(files, i, count, fd);
         if (files[i].odd) {
             found = -1;
         }
@@ -623,6 +452,62 @@ look_at_all(File *files, Py_ssize_t count)
     }
     if (fd >= 0) {
         close(fd);
+    }
+}
+
+/* All of one open file into a buffer of its size; it is seen if it was what it was, since `before`, all the time. */
+static void
+read_open(int fd, File *file, int64_t before, char *buffer)
+{
+    struct stat info;
+    uint64_t done = 0;
+    int64_t changed;
+
+    if (fstat(fd, &info) < 0) {
+        return;
+    }
+    look_at(file, &info);
+    changed = NANOSECONDS(&info, c);
+    if (!file->seen || changed > before || (int64_t)file->mtime > before) {
+        file->seen = 0;
+        return;
+    }
+    file->seen = 0;
+    while (done < file->size) {
+        ssize_t got = read(fd, buffer + done, (size_t)(file->size - done));
+        if (got < 0 && errno == EINTR) {
+            continue;
+        }
+        if (got <= 0) {
+            return;
+        }
+        done += (uint64_t)got;
+    }
+    if (fstat(fd, &info) == 0 && NANOSECONDS(&info, c) == changed) {
+        look_at(file, &info);
+    }
+}
+
+static void
+read_all(File *files, Py_ssize_t count, int64_t before, char *buffer)
+{
+    int above = -1;
+
+    for (Py_ssize_t i = 0; i < count; i++) {
+        int flags = O_RDONLY | O_NONBLOCK | O_CLOEXEC, fd = -1;
+
+        above = directory_of(files, i, count, above);
+        if (!files[i].odd) {
+            fd = above >= 0 ? openat(above, files[i].path + files[i].directory + 1, flags) : open(files[i].path, flags);
+        }
+        if (fd >= 0) {
+            read_open(fd, &files[i], before, buffer);
+            close(fd);
+        }
+        buffer += files[i].size;
+    }
+    if (above >= 0) {
+        close(above);
     }
 }
 
@@ -667,26 +552,15 @@ fill(File *file, PyObject *object, const Shape *local, const Shape *signature, P
     return failed ? -1 : 0;
 }
 
-PyDoc_STRVAR(look_up_doc,
-"look_up(files, local, signature)\n--\n\n"
-"Of some LocalFiles: (paths, keys, marks): paths as bytes; where the stat cache has their rows; the marks of their\n"
-"stamps as they are now, None for a file that is not what it was when it was added. The GIL is released.");
-
+/* (paths, keys, marks) of some LocalFiles, which are also read if there is a buffer. */
 static PyObject *
-look_up(PyObject *module, PyObject *args)
+looked_up(PyObject *sequence, const Shape *local, const Shape *signature, int64_t before, const Py_buffer *buffer)
 {
-    PyObject *sequence, *items, *local_pair, *signature_pair, *result = NULL;
-    PyObject *paths = NULL, *keys = NULL, *marks = NULL;
-    Shape local, signature;
+    PyObject *items, *result = NULL, *paths = NULL, *keys = NULL, *marks = NULL;
     File *files = NULL;
     Py_ssize_t count, i;
-    uint64_t directory = 0;
+    uint64_t directory = 0, left = buffer == NULL ? 0 : (uint64_t)buffer->len;
 
-    (void)module;
-    if (!PyArg_ParseTuple(args, "OOO:look_up", &sequence, &local_pair, &signature_pair)
-        || shape_of(local_pair, 5, &local) < 0 || shape_of(signature_pair, 4, &signature) < 0) {
-        return NULL;
-    }
     items = PySequence_Tuple(sequence);
     if (items == NULL) {
         return NULL;
@@ -704,16 +578,28 @@ look_up(PyObject *module, PyObject *args)
     }
     for (i = 0; i < count; i++) {
         PyObject *kept;
-        if (fill(&files[i], PyTuple_GetItem(items, i), &local, &signature, &kept) < 0) {
+        if (fill(&files[i], PyTuple_GetItem(items, i), local, signature, &kept) < 0) {
             Py_XDECREF(kept);
             goto end;
         }
         if (PyList_SetItem(paths, i, kept) < 0) {
             goto end;
         }
+        if (buffer != NULL) {
+            if (files[i].size > left) { /* as a number below zero is, too */
+                PyErr_SetString(PyExc_ValueError, "the buffer is too small, or a size below zero");
+                goto end;
+            }
+            left -= files[i].size;
+        }
     }
     Py_BEGIN_ALLOW_THREADS
-    look_at_all(files, count);
+    if (buffer == NULL) {
+        look_at_all(files, count);
+    }
+    else {
+        read_all(files, count, before, buffer->buf);
+    }
     Py_END_ALLOW_THREADS
     for (i = 0; i < count; i++) {
         const File *file = &files[i];
@@ -751,10 +637,70 @@ end:
     return result;
 }
 
+PyDoc_STRVAR(look_up_doc,
+"look_up(files, local, signature)\n--\n\n"
+"Of some LocalFiles: (paths, keys, marks): paths as bytes; where the stat cache has their rows; the marks of their\n"
+"stamps as they are now, None for a file that is not what it was when it was added. The GIL is released.");
+
+static PyObject *
+look_up(PyObject *module, PyObject *args)
+{
+    PyObject *sequence, *local_pair, *signature_pair;
+    Shape local, signature;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OOO:look_up", &sequence, &local_pair, &signature_pair)
+        || shape_of(local_pair, 5, &local) < 0 || shape_of(signature_pair, 4, &signature) < 0) {
+        return NULL;
+    }
+    return looked_up(sequence, &local, &signature, 0, NULL);
+}
+
+PyDoc_STRVAR(read_files_doc,
+"read_files(files, local, signature, before, buffer)\n--\n\n"
+"`look_up`, and read the files into a buffer, one after another. One that is not what it was when it was added, that\n"
+"changed after `before` (ns) or during the call, or that cannot be read, has no mark; its place in the buffer means\n"
+"nothing then. ValueError if the buffer is too small for all of them.");
+
+static PyObject *
+read_files(PyObject *module, PyObject *args)
+{
+    PyObject *sequence, *local_pair, *signature_pair, *result = NULL;
+    Shape local, signature;
+    long long before;
+    Py_buffer buffer;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OOOLw*:read_files", &sequence, &local_pair, &signature_pair, &before, &buffer)) {
+        return NULL;
+    }
+    if (shape_of(local_pair, 5, &local) == 0 && shape_of(signature_pair, 4, &signature) == 0) {
+        result = looked_up(sequence, &local, &signature, before, &buffer);
+    }
+    PyBuffer_Release(&buffer);
+    return result;
+}
+
 #define SEAL 8
 #define HEAD 23 /* day, mark, width, count */
 #define LENGTH 4
 #define TREE 0xFFFF
+
+/* Makes room for so many bytes; 0, or -1 with an exception set. */
+static int
+grown(uint8_t **room, size_t *had, size_t size)
+{
+    if (size > *had) {
+        uint8_t *more = realloc(*room, size * 2);
+        if (more == NULL) {
+            PyErr_NoMemory();
+            return -1;
+        }
+        *room = more;
+        *had = size * 2;
+    }
+    return 0;
+}
 
 /* Whether a row is sealed for a path. `room` is of at least the bytes of both. */
 static int
@@ -793,7 +739,7 @@ row_of(PyTypeObject *type, newfunc make, PyObject *path, PyObject *mark, PyObjec
     char *name, *expected, *bytes;
     const uint8_t *row;
     Py_ssize_t length, size, marked;
-    size_t width, count, need;
+    size_t width, count;
     PyObject *values, *arguments, *found = NULL, *used, *chunks, *tree;
 
     if (mark == Py_None || data == Py_None) {
@@ -807,14 +753,8 @@ row_of(PyTypeObject *type, newfunc make, PyObject *path, PyObject *mark, PyObjec
     if (size < SEAL + HEAD || marked != MARK || memcmp(row + SEAL + 4, expected, MARK) != 0) {
         Py_RETURN_NONE;
     }
-    need = (size_t)length + (size_t)size + 1;
-    if (need > *had) {
-        uint8_t *more = realloc(*room, need * 2);
-        if (more == NULL) {
-            return PyErr_NoMemory();
-        }
-        *room = more;
-        *had = need * 2;
+    if (grown(room, had, (size_t)length + (size_t)size + 1) < 0) {
+        return NULL;
     }
     width = row[SEAL + 20];
     count = (size_t)row[SEAL + 21] | (size_t)row[SEAL + 22] << 8;
@@ -879,6 +819,242 @@ decode_rows(PyObject *module, PyObject *args)
         }
     }
     free(room);
+    return result;
+}
+
+static void
+write32(uint8_t *at, uint64_t value)
+{
+    for (int i = 0; i < 4; i++) {
+        at[i] = (uint8_t)(value >> 8 * i);
+    }
+}
+
+/* What is in a row behind the day, to `at`, or nothing if that is NULL; how many bytes, -1 with an exception set. */
+static Py_ssize_t
+put_content(PyObject *mark, PyObject *chunks, PyObject *tree, uint8_t *at)
+{
+    Py_ssize_t count, width = 0, marked;
+    char *bytes;
+    size_t size = HEAD - 4;
+
+    if (!PyTuple_Check(chunks)) {
+        PyErr_SetString(PyExc_TypeError, "chunks are a tuple");
+        return -1;
+    }
+    count = PyTuple_Size(chunks);
+    if (PyBytes_AsStringAndSize(mark, &bytes, &marked) < 0) {
+        return -1;
+    }
+    if (marked != MARK || count >= TREE) {
+        PyErr_SetString(PyExc_ValueError, "a mark, or the number of chunks, is out of range");
+        return -1;
+    }
+    if (at != NULL) {
+        memcpy(at, bytes, MARK);
+    }
+    if (tree != Py_None) {
+        if (PyBytes_AsStringAndSize(tree, &bytes, &width) < 0) {
+            return -1;
+        }
+        if (at != NULL && width <= 255) {
+            memcpy(at + size, bytes, (size_t)width);
+        }
+        size += (size_t)width;
+        count = TREE;
+    }
+    for (Py_ssize_t i = 0; tree == Py_None && i < count; i++) {
+        PyObject *chunk = PyTuple_GetItem(chunks, i);
+        Py_ssize_t length;
+        unsigned long long number;
+
+        if (!PyTuple_Check(chunk) || PyTuple_Size(chunk) != 2) {
+            PyErr_SetString(PyExc_TypeError, "a chunk is (digest, length)");
+            return -1;
+        }
+        number = PyLong_AsUnsignedLongLong(PyTuple_GetItem(chunk, 1));
+        if (PyErr_Occurred() || PyBytes_AsStringAndSize(PyTuple_GetItem(chunk, 0), &bytes, &length) < 0) {
+            return -1;
+        }
+        width = i == 0 ? length : width;
+        if (length != width || width > 255 || number > 0xFFFFFFFF) {
+            PyErr_SetString(PyExc_ValueError, "a digest or a length is out of range");
+            return -1;
+        }
+        if (at != NULL) {
+            memcpy(at + size, bytes, (size_t)width);
+            write32(at + size + width, number);
+        }
+        size += (size_t)width + LENGTH;
+    }
+    if (width > 255) {
+        PyErr_SetString(PyExc_ValueError, "a digest is out of range");
+        return -1;
+    }
+    if (at != NULL) {
+        at[MARK] = (uint8_t)width;
+        at[MARK + 1] = (uint8_t)(count & 0xFF);
+        at[MARK + 2] = (uint8_t)(count >> 8);
+    }
+    return (Py_ssize_t)size;
+}
+
+/* The row of a path, or None if `old` says the same and is of a day after `stale`. */
+static PyObject *
+row_for(PyObject *path, PyObject *row, uint64_t day, PyObject *old, int64_t stale, uint8_t **room, size_t *had)
+{
+    char *name, *before = NULL;
+    Py_ssize_t length, size, had_before = 0;
+    uint8_t *body, seal[SEAL];
+    PyObject *result;
+
+    if (!PyTuple_Check(row) || PyTuple_Size(row) != 4) {
+        PyErr_SetString(PyExc_TypeError, "a row is a FileRow");
+        return NULL;
+    }
+    if (PyBytes_AsStringAndSize(path, &name, &length) < 0
+        || (old != Py_None && PyBytes_AsStringAndSize(old, &before, &had_before) < 0)) {
+        return NULL;
+    }
+    size = put_content(PyTuple_GetItem(row, 0), PyTuple_GetItem(row, 2), PyTuple_GetItem(row, 3), NULL);
+    if (size < 0 || grown(room, had, (size_t)length + 1 + SEAL + 4 + (size_t)size) < 0) {
+        return NULL;
+    }
+    /* Path and NUL, day, content: what the seal is of. A row is the seal, day, content. */
+    body = *room + length + 1;
+    memcpy(*room, name, (size_t)length);
+    (*room)[length] = 0;
+    if (put_content(PyTuple_GetItem(row, 0), PyTuple_GetItem(row, 2), PyTuple_GetItem(row, 3), body + 4) != size) {
+        return NULL;
+    }
+    if (before != NULL && had_before == SEAL + 4 + size && memcmp(before + SEAL + 4, body + 4, (size_t)size) == 0) {
+        uint64_t then = read32((const uint8_t *)before + SEAL);
+
+        write32(body, then);
+        if ((int64_t)then > stale && then <= day
+            && hash64(*room, (size_t)(length + 5 + size)) == read64((const uint8_t *)before)) {
+            Py_RETURN_NONE;
+        }
+    }
+    write32(body, day);
+    write64(seal, hash64(*room, (size_t)(length + 5 + size)));
+    memmove(body + SEAL, body, (size_t)size + 4);
+    memcpy(body, seal, SEAL);
+    result = PyBytes_FromStringAndSize((const char *)body, SEAL + 4 + size);
+    return result;
+}
+
+PyDoc_STRVAR(encode_rows_doc,
+"encode_rows(paths, rows, day, old, stale)\n--\n\n"
+"`encode_file` of many FileRows, with this day; None where what is there (`old`: bytes or None) is the same but for the\n"
+"day, which is after `stale` and not after this one. All are lists.");
+
+static PyObject *
+encode_rows(PyObject *module, PyObject *args)
+{
+    PyObject *paths, *rows, *old, *result;
+    Py_ssize_t count;
+    long long day, stale;
+    uint8_t *room = NULL;
+    size_t had = 0;
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "O!O!LO!L:encode_rows", &PyList_Type, &paths, &PyList_Type, &rows, &day, &PyList_Type,
+                          &old, &stale)) {
+        return NULL;
+    }
+    count = PyList_Size(paths);
+    if (PyList_Size(rows) != count || PyList_Size(old) != count) {
+        PyErr_SetString(PyExc_TypeError, "lists of one length");
+        return NULL;
+    }
+    if (day < 0 || day > 0xFFFFFFFF) {
+        PyErr_SetString(PyExc_ValueError, "a day is out of range");
+        return NULL;
+    }
+    result = PyList_New(count);
+    for (Py_ssize_t i = 0; result != NULL && i < count; i++) {
+        PyObject *row = row_for(PyList_GetItem(paths, i), PyList_GetItem(rows, i), (uint64_t)day, PyList_GetItem(old, i),
+                                stale, &room, &had);
+        if (row == NULL || PyList_SetItem(result, i, row) < 0) {
+            Py_CLEAR(result);
+        }
+    }
+    free(room);
+    return result;
+}
+
+/* (digest, length) of so many pieces from the first on. */
+static PyObject *
+pieces_of(PyObject *digests, PyObject *starts, PyObject *ends, Py_ssize_t first, Py_ssize_t count)
+{
+    PyObject *chunks = PyTuple_New(count);
+
+    for (Py_ssize_t i = 0; chunks != NULL && i < count; i++) {
+        Py_ssize_t start = PyLong_AsSsize_t(PyList_GetItem(starts, first + i));
+        Py_ssize_t end = PyLong_AsSsize_t(PyList_GetItem(ends, first + i));
+        PyObject *length = PyErr_Occurred() ? NULL : PyLong_FromSsize_t(end - start), *chunk = NULL;
+
+        if (length != NULL) {
+            chunk = PyTuple_Pack(2, PyList_GetItem(digests, first + i), length);
+            Py_DECREF(length);
+        }
+        if (chunk == NULL || PyTuple_SetItem(chunks, i, chunk) < 0) {
+            Py_CLEAR(chunks);
+        }
+    }
+    return chunks;
+}
+
+PyDoc_STRVAR(file_rows_doc,
+"file_rows(kind, marks, digests, starts, ends, counts)\n--\n\n"
+"FileRows, of the class `kind`, of files that consist of so many pieces each, one after another. All are lists.");
+
+static PyObject *
+file_rows(PyObject *module, PyObject *args)
+{
+    PyObject *kind, *marks, *digests, *starts, *ends, *counts, *result;
+    Py_ssize_t count, pieces, first = 0;
+    newfunc make = (newfunc)PyType_GetSlot(&PyTuple_Type, Py_tp_new);
+
+    (void)module;
+    if (!PyArg_ParseTuple(args, "OO!O!O!O!O!:file_rows", &kind, &PyList_Type, &marks, &PyList_Type, &digests, &PyList_Type,
+                          &starts, &PyList_Type, &ends, &PyList_Type, &counts)) {
+        return NULL;
+    }
+    count = PyList_Size(marks);
+    pieces = PyList_Size(digests);
+    if (PyList_Size(counts) != count || PyList_Size(starts) != pieces || PyList_Size(ends) != pieces
+        || !PyType_Check(kind) || !PyType_IsSubtype((PyTypeObject *)kind, &PyTuple_Type)) {
+        PyErr_SetString(PyExc_TypeError, "lists of matching lengths, and a class of tuples");
+        return NULL;
+    }
+    result = PyList_New(count);
+    for (Py_ssize_t i = 0; result != NULL && i < count; i++) {
+        Py_ssize_t some = PyLong_AsSsize_t(PyList_GetItem(counts, i));
+        PyObject *chunks = NULL, *arguments = NULL, *row = NULL;
+
+        if (!PyErr_Occurred()) {
+            if (some < 0 || some > pieces - first) {
+                PyErr_SetString(PyExc_ValueError, "there are not so many pieces");
+            }
+            else {
+                chunks = pieces_of(digests, starts, ends, first, some);
+                first += some;
+            }
+        }
+        if (chunks != NULL) {
+            arguments = Py_BuildValue("((OiOO))", PyList_GetItem(marks, i), 0, chunks, Py_None);
+            Py_DECREF(chunks);
+        }
+        if (arguments != NULL) {
+            row = make((PyTypeObject *)kind, arguments, NULL);
+            Py_DECREF(arguments);
+        }
+        if (row == NULL || PyList_SetItem(result, i, row) < 0) {
+            Py_CLEAR(result);
+        }
+    }
     return result;
 }
 
@@ -1252,6 +1428,9 @@ hash64_of(PyObject *module, PyObject *data)
 static PyMethodDef methods[] = {
     {"list_directory", list_directory, METH_VARARGS, list_directory_doc},
     {"look_up", look_up, METH_VARARGS, look_up_doc},
+    {"read_files", read_files, METH_VARARGS, read_files_doc},
+    {"encode_rows", encode_rows, METH_VARARGS, encode_rows_doc},
+    {"file_rows", file_rows, METH_VARARGS, file_rows_doc},
     {"decode_rows", decode_rows, METH_VARARGS, decode_rows_doc},
     {"file_entries", file_entries, METH_VARARGS, file_entries_doc},
     {"cut_leaf", cut_leaf, METH_VARARGS, cut_leaf_doc},

@@ -17,8 +17,17 @@ def list_directory(
 def look_up(
     files: Sequence[Any], local: _Shape, signature: _Shape, /
 ) -> tuple[list[bytes], list[bytes], list[bytes | None]]: ...
+def read_files(
+    files: Sequence[Any], local: _Shape, signature: _Shape, before: int, buffer: bytearray, /
+) -> tuple[list[bytes], list[bytes], list[bytes | None]]: ...
 def decode_rows(
     kind: type, paths: list[bytes], marks: list[bytes | None], rows: list[bytes | None], /
+) -> list[Any]: ...
+def encode_rows(
+    paths: list[bytes], rows: list[Any], day: int, old: list[bytes | None], stale: int, /
+) -> list[bytes | None]: ...
+def file_rows(
+    kind: type, marks: list[bytes], digests: list[bytes], starts: list[int], ends: list[int], counts: list[int], /
 ) -> list[Any]: ...
 def file_entries(
     entry: _Shape, kind: object, local: _Shape, signature: _Shape, files: list[Any], rows: list[Any], /

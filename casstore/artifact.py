@@ -11,12 +11,11 @@ from __future__ import annotations
 import io
 import os
 import warnings
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import IO, BinaryIO, Protocol
+from typing import IO, BinaryIO
 
 from casstore.errors import (
     ArtifactFinalizedError,
@@ -32,75 +31,25 @@ from casstore.names import (
     check_name,
     check_path,
     check_type,
-    is_text,
     ttl_seconds,
 )
+from casstore.places import Base, Places
 from casstore.reference import ALLOW, MAX_OBJECTS, TIMEOUT, Access
 from casstore.sources import (
     COPY_BYTES,
-    EMPTY,
-    EmptyDirectory,
     Globs,
-    Link,
     LocalFile,
     Referred,
     Scan,
     Source,
-    Spooled,
     Taken,
-    ancestors,
-    attrs_of,
     local_file,
-    same_bytes,
-    shape_of,
     source_path,
     spooled,
 )
 
 SYMLINKS = ("error", "skip", "follow", "store")
 NEW_FILE_MODES = ("x", "w", "xb", "wb", "xt", "wt")
-
-
-class Base(Protocol):
-    """The stored version a draft starts from."""
-
-    @property
-    def name(self) -> str:
-        """``name:vN``."""
-        ...
-
-    @property
-    def place(self) -> tuple[int, int]:
-        """The id of its collection, which outlives the name, and its number."""
-        ...
-
-    @property
-    def number(self) -> int:
-        """Its number."""
-        ...
-
-    @property
-    def store(self) -> str:
-        """The id of its store."""
-        ...
-
-    @property
-    def root(self) -> bytes:
-        """Root of its tree."""
-        ...
-
-    @property
-    def pin(self) -> bytes | None:
-        """The pin that keeps its content for this draft."""
-        ...
-
-    def find(self, path: str) -> Entry | None:
-        """The entry at a path."""
-        ...
-
-    def walk(self, prefix: str) -> Iterator[Entry]:
-        """Entries whose path begins with a prefix, in order."""
-        ...
 
 
 class Artifact:
@@ -122,18 +71,14 @@ class Artifact:
         self._description = check_description(description)
         self._metadata: dict[str, object] = {}
         self.metadata = metadata
-        self._sources: dict[str, Source] = {}
-        self._removed: dict[str, None] = {}
-        self._directories: Counter[str] = Counter()
-        self._base: Base | None = None
+        self._places = Places()
         self._project: str | None = None
         self._finalized = False
         self._ttl: timedelta | Inherit | None = INHERIT
 
     def __repr__(self) -> str:
-        return (
-            f"<Artifact {self._name!r} type {self._type!r}, {len(self._sources)} added, {len(self._removed)} removed>"
-        )
+        added, removed = len(self._places.sources), len(self._places.removed)
+        return f"<Artifact {self._name!r} type {self._type!r}, {added} added, {removed} removed>"
 
     # --- labels
 
@@ -182,7 +127,7 @@ class Artifact:
     @property
     def base(self) -> str | None:
         """``name:vN`` this draft was made from."""
-        return None if self._base is None else self._base.name
+        return None if self._places.base is None else self._places.base.name
 
     # --- adding
 
@@ -215,7 +160,7 @@ class Artifact:
         source = replace(local_file(local), trusted=trust_mtime, attrs_json=canonical_attrs(attrs))
         path = check_path(os.path.basename(local.rstrip("/")) if name is None else name)
         self._insert({path: source}, overwrite=overwrite)
-        return self._entry(path)
+        return self._places.entry(path)
 
     def add_bytes(
         self,
@@ -259,7 +204,7 @@ class Artifact:
                 break
             spool.write(block)
         self._insert({path: spooled(spool, attrs_json)}, overwrite=overwrite)
-        return self._entry(path)
+        return self._places.entry(path)
 
     @contextmanager
     def new_file(
@@ -275,11 +220,11 @@ class Artifact:
             raise InvalidInputError(f"mode {mode!r} is not valid", hint="x, w, xb or wb")
         path = check_path(name)
         self._check_open()
-        if "x" in mode and self._has(path):
+        if "x" in mode and self._places.has(path):
             raise PathConflictError(f"{path!r} is in the artifact already", hint="use mode w to replace it")
-        if self._is_directory(path):
+        if self._places.is_directory(path):
             raise PathConflictError(f"{path!r} is a directory in the artifact")
-        self._check_above(path, {})
+        self._places.check_above(path, {})
         from casstore.spool import Spool
 
         spool = Spool()
@@ -357,7 +302,7 @@ class Artifact:
         path = check_path(entry.path if name is None else name)
         attrs_json = entry.attrs_json if attrs is None else canonical_attrs(attrs)
         self._insert({path: Taken(replace(entry, path=path, attrs_json=attrs_json))}, overwrite=overwrite)
-        return self._entry(path)
+        return self._places.entry(path)
 
     def add_reference(
         self,
@@ -410,107 +355,11 @@ class Artifact:
                 raise PathConflictError(f"two objects at {shown(uri)} have the name {path!r}")
             found[path] = Referred(entry)
         self._insert(found, overwrite=overwrite)
-        return [self._entry(path) for path in found]
+        return [self._places.entry(path) for path in found]
 
     def _insert(self, found: dict[str, Source], *, overwrite: bool, alone: bool = False) -> None:
-        """Add sources if all of them can be; the one place where a draft grows.
-
-        ``alone``: none of them is in the way of another, as all were found in one directory tree.
-        """
         self._check_open()
-        if alone and not self._sources and not self._removed and self._base is None:
-            self._sources = found
-            for parent, count in Counter([path.rpartition("/")[0] for path in found]).items():
-                for directory in (*ancestors(parent), parent) if parent else ():
-                    self._directories[directory] += count
-            return
-        new: dict[str, Source] = {}
-        filled: dict[str, None] = {}
-        above: set[str] = set()
-        """directories that what was looked at so far is in; nothing is in the way of them"""
-        for path, source in found.items():
-            if shape_of(source) == EMPTY and self._is_directory(path):
-                continue  # it is there, and not empty
-            if path in above or self._is_directory(path):
-                raise PathConflictError(f"{path!r} is a directory in the artifact")
-            parent = path.rpartition("/")[0]
-            if parent and parent not in above:
-                filled.update(dict.fromkeys(self._check_above(path, found)))
-                above.update(ancestors(path))
-            if self._has(path) and not overwrite:
-                if not self._same(path, source):
-                    raise PathConflictError(
-                        f"{path!r} is in the artifact already, with other content", hint="overwrite=True or merge=True"
-                    )
-                there = self._sources.get(path)
-                if isinstance(source, LocalFile) and isinstance(there, LocalFile) and not source.trusted:
-                    self._sources[path] = replace(there, trusted=False)
-                continue
-            new[path] = source
-        for path in filled:
-            self._take_out(path)
-        parents = Counter([path.rpartition("/")[0] for path in new if path not in self._sources])
-        for parent, count in parents.items():
-            for directory in (*ancestors(parent), parent) if parent else ():
-                self._directories[directory] += count
-        self._sources.update(new)
-        if self._removed:
-            for path in new:
-                self._removed.pop(path, None)
-
-    def _check_above(self, path: str, beside: dict[str, Source]) -> list[str]:
-        """Empty directories that a path fills. Raises `PathConflictError` if a file is where it needs a directory."""
-        filled: list[str] = []
-        for parent in ancestors(path):
-            shapes = [shape_of(found) for found in (beside.get(parent), self._at(parent)) if found is not None]
-            if any(shape != EMPTY for shape in shapes):
-                raise PathConflictError(f"{parent!r} is a file in the artifact, so {path!r} cannot be below it")
-            if shapes:
-                filled.append(parent)
-        return filled
-
-    def _is_directory(self, path: str) -> bool:
-        return bool(self._directories[path]) or self._base_directory(path)
-
-    def _base_directory(self, path: str) -> bool:
-        if self._base is None:
-            return False
-        return any(entry.path not in self._removed for entry in self._base.walk(path + "/"))
-
-    def _in_base(self, path: str) -> Entry | None:
-        if self._base is None or path in self._removed:
-            return None
-        return self._base.find(path)
-
-    def _at(self, path: str) -> Source | None:
-        """What is at a path."""
-        there = self._sources.get(path)
-        if there is not None:
-            return there
-        entry = self._in_base(path)
-        return None if entry is None else Taken(entry)
-
-    def _has(self, path: str) -> bool:
-        return path in self._sources or self._in_base(path) is not None
-
-    def _take_out(self, path: str) -> None:
-        """Remove one path, wherever it comes from."""
-        if self._in_base(path) is not None:
-            self._removed[path] = None
-        if self._sources.pop(path, None) is not None:
-            self._directories.subtract(ancestors(path))
-
-    def _same(self, path: str, source: Source) -> bool:
-        """True if the content at a path is that of a source."""
-        there = self._at(path)
-        if there is None:
-            return False
-        if there == source:
-            return True
-        if attrs_of(there) != attrs_of(source):
-            return False
-        ours, theirs = shape_of(there), shape_of(source)
-        return ours == theirs if ours or theirs else same_bytes(there, source)
+        self._places.insert(found, overwrite=overwrite, alone=alone)
 
     def _check_open(self) -> None:
         if self._finalized:
@@ -530,56 +379,30 @@ class Artifact:
         if not isinstance(path, str):
             raise InvalidInputError(f"{path!r} is not a path")
         name = path.rstrip("/")
-        gone = self._paths_at(name, directory=path != name)
+        gone = self._places.paths_at(name, directory=path != name)
         if not gone:
             raise EntryNotFoundError(f"{path!r} is not in the artifact")
         for found in gone:
-            self._take_out(found)
+            self._places.take_out(found)
         return len(gone)
-
-    def _paths_at(self, name: str, *, directory: bool) -> set[str]:
-        """Paths of entries at a name, unless only a directory is meant, and below it."""
-        if not name or not is_text(name):
-            return set()
-        found = {path for path in self._sources if path.startswith(name + "/")}
-        if self._base is not None:
-            found.update(entry.path for entry in self._base.walk(name + "/") if entry.path not in self._removed)
-        there = self._at(name)
-        if there is not None and (not directory or shape_of(there) == EMPTY):
-            found.add(name)
-        return found
 
     def get_entry(self, name: str) -> Entry:
         """The entry at a path. Raises `EntryNotFoundError`."""
-        if name not in self._sources:
-            entry = self._in_base(name)
-            if entry is None:
-                raise EntryNotFoundError(f"{name!r} is not in the artifact")
-            return entry
-        return self._entry(name)
+        if not self._places.has(name):
+            raise EntryNotFoundError(f"{name!r} is not in the artifact")
+        return self._places.entry(name)
 
     def __contains__(self, path: object) -> bool:
-        return isinstance(path, str) and self._has(path)
+        return isinstance(path, str) and self._places.has(path)
 
     def files(self) -> Iterator[Entry]:
         """All entries of the draft, in path order."""
-        paths = sorted(self._sources, key=str.encode)
-        base = iter(()) if self._base is None else self._base.walk("")
-        at = 0
-        for entry in base:
-            if entry.path in self._removed or entry.path in self._sources:
-                continue
-            while at < len(paths) and paths[at].encode() < entry.path.encode():
-                yield self._entry(paths[at])
-                at += 1
-            yield entry
-        for path in paths[at:]:
-            yield self._entry(path)
+        return self._places.entries()
 
     def get_added_local_path_name(self, local_path: str | os.PathLike[str]) -> str | None:
         """Where in the draft a local file was added, or None."""
         wanted = os.path.abspath(source_path(local_path))
-        for path, source in self._sources.items():
+        for path, source in self._places.sources.items():
             if isinstance(source, LocalFile) and os.path.abspath(source.path) == wanted:
                 return path
         return None
@@ -592,50 +415,33 @@ class Artifact:
         """True until the artifact is logged or finalized."""
         return not self._finalized
 
-    def _entry(self, path: str) -> Entry:
-        source = self._at(path)
-        assert source is not None
-        match source:
-            case LocalFile():
-                return Entry(path, size=source.signature.size, mode=source.mode, attrs_json=source.attrs_json)
-            case Spooled():
-                return Entry(path, size=source.size, attrs_json=source.attrs_json)
-            case Link():
-                return Entry(path, EntryKind.LINK, target=source.target)
-            case EmptyDirectory():
-                return Entry(path, EntryKind.DIRECTORY)
-            case Taken() | Referred():
-                return source.entry
-
     # --- for ingest
 
     def changed(self) -> int:
         """How many paths differ from the base, at most."""
-        return len(self._sources) + len(self._removed)
+        return len(self._places.sources) + len(self._places.removed)
 
     def changes(self) -> list[tuple[str, Source | None]]:
         """Paths that differ from the base, in byte order, with their new content or None."""
-        changes: dict[str, Source | None] = {path: None for path in self._removed if path not in self._sources}
-        changes.update(self._sources)
-        return sorted(changes.items(), key=lambda pair: pair[0].encode())
+        return self._places.changes()
 
 
 def draft_of(base: Base, name: str, kind: str, description: str, metadata: JsonMap, project: str) -> Artifact:
     """A draft with the content of a stored version (used by ``Version.new_draft``)."""
     artifact = Artifact(name, kind, description, metadata)
-    artifact._base = base  # noqa: SLF001 - the other constructor
+    artifact._places.base = base  # noqa: SLF001 - the other constructor
     artifact._project = project  # noqa: SLF001
     return artifact
 
 
 def draft_base(artifact: Artifact) -> tuple[Base | None, str | None]:
     """The version a draft starts from, and the ``entity/project`` it belongs to."""
-    return artifact._base, artifact._project  # noqa: SLF001
+    return artifact._places.base, artifact._project  # noqa: SLF001
 
 
 def referred_files(artifact: Artifact) -> Iterator[str]:
     """URIs of local files that a draft refers to, without those of its base."""
-    for source in artifact._sources.values():  # noqa: SLF001
+    for source in artifact._places.sources.values():  # noqa: SLF001
         if isinstance(source, Referred | Taken) and source.entry.uri is not None:
             from casstore.reference import scheme_of
 
@@ -646,10 +452,10 @@ def referred_files(artifact: Artifact) -> Iterator[str]:
 
 def foreign_path(artifact: Artifact, store: str) -> str | None:
     """A path (or the base) of a draft whose content is in another store, or None."""
-    base = artifact._base  # noqa: SLF001
+    base = artifact._places.base  # noqa: SLF001
     if base is not None and base.store != store:
         return base.name
-    for path, source in artifact._sources.items():  # noqa: SLF001
+    for path, source in artifact._places.sources.items():  # noqa: SLF001
         if isinstance(source, Taken) and source.entry.reader is not None and source.entry.reader.store != store:
             return path
     return None

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import io
 import struct
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import NamedTuple, Protocol
 
 import zstandard
@@ -32,7 +33,13 @@ _OWN_LEVEL = 3
 _OWN = range(128 * 1024 + 1, 384 * 1024 + 1)
 """for what has so many bytes: frames of the default size. zstd's own serve better for all else"""
 _SMALL = 8 * 1024
-"""parts that have fewer bytes on average are small files"""
+"""parts that have fewer bytes on average are small files,"""
+_LARGE = 24 * 1024
+"""and those that have more are chunks of large files, of which a part may be read alone"""
+_BLOCK = 48 * 1024
+"""bytes of a block at least that ends where a part does"""
+_SLICE = 8 * 1024
+"""stored bytes that zstd is given at a time where only a start is wanted: it decodes every block that it has whole"""
 
 _LEAST = 4096
 """bytes that are worth a look before they are compressed"""
@@ -84,14 +91,16 @@ class _Contexts(threading.local):
         # Neither checksum nor dictionary id: the frame header has a checksum of ours.
         self.compress = zstandard.ZstdCompressor(level=level, write_checksum=False).compress
         # 15 % less time than level 3 takes, for 1 % more bytes: tables of 192 KiB instead of 768 (0016).
-        self.compress_frame = _compressor(zstandard.STRATEGY_DFAST, hash_log=15, chain_log=14, min_match=5)
+        self.frame = _compressor(zstandard.STRATEGY_DFAST, hash_log=15, chain_log=14, min_match=5)
         # Small files cost most: 30 % less time for 3 to 6 % more bytes, of the 32 % that joining them saves.
-        self.compress_small = _compressor(zstandard.STRATEGY_FAST, hash_log=14, chain_log=14, min_match=6)
+        self.compress_small = _compressor(zstandard.STRATEGY_FAST, hash_log=14, chain_log=14, min_match=6).compress
         self.decompress = zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT).decompress
         self.start_of = zstandard.ZstdDecompressor(max_window_size=WINDOW_LIMIT).stream_reader
         # A plane has an order of its own in its bytes, but hardly repeats: what looks like a match is chance, and
         # costs more than the entropy coding it displaces. So a table too small to find much, and nothing below 7.
-        self.compress_plane = _compressor(zstandard.STRATEGY_FAST, window_log=18, hash_log=6, chain_log=6, min_match=7)
+        self.compress_plane = _compressor(
+            zstandard.STRATEGY_FAST, window_log=18, hash_log=6, chain_log=6, min_match=7
+        ).compress
         # Finds repetitions of some length, and nothing else, at 8 GB/s where there are none.
         self.skim = zstandard.ZstdCompressor(level=-50, write_checksum=False).compress
         # The same for a plane: what is of some length in the bytes is a fraction of it here.
@@ -100,7 +109,7 @@ class _Contexts(threading.local):
 
 def _compressor(
     strategy: int, *, hash_log: int, chain_log: int, min_match: int, window_log: int = 19
-) -> Callable[[Buffer], bytes]:
+) -> zstandard.ZstdCompressor:
     """What compresses with these parameters. ``chain_log`` is the table of the short matches of dfast."""
     params = zstandard.ZstdCompressionParameters(
         strategy=strategy,
@@ -112,8 +121,25 @@ def _compressor(
         target_length=0,
         write_checksum=False,
     )
-    compress: Callable[[Buffer], bytes] = zstandard.ZstdCompressor(compression_params=params).compress
-    return compress
+    return zstandard.ZstdCompressor(compression_params=params)
+
+
+def _in_blocks(compressor: zstandard.ZstdCompressor, plain: Buffer, lengths: Iterable[int]) -> bytes:
+    """A zstd frame of parts of these lengths, in blocks that end where one of them does; any reader of zstd reads it.
+
+    So less is decoded for one of the parts: the blocks that zstd makes by itself are of 128 KiB.
+    """
+    view = memoryview(plain)
+    stream = compressor.compressobj(size=len(view))
+    out: list[bytes] = []
+    begin = end = 0
+    for length in lengths:
+        end += length
+        if end - begin >= _BLOCK and len(view) - end >= _BLOCK // 2:
+            out += (stream.compress(view[begin:end]), stream.flush(zstandard.COMPRESSOBJ_FLUSH_BLOCK))
+            begin = end
+    out += (stream.compress(view[begin:]), stream.flush())
+    return b"".join(out)
 
 
 class ZstdCodec:
@@ -142,17 +168,19 @@ class ZstdCodec:
                     return PLANES, planes_of_it
             if look.is_noise and len(self._mine.skim(plain)) > most:
                 return RAW, bytes(plain)
-        stored = self._compress(plain, len(parts))
+        stored = self._compress(plain, parts)
         if len(stored) > most:
             return RAW, bytes(plain)
         return ZSTD, bytes(memoryview(stored))  # a copy: the compressor's result keeps the memory of the worst case
 
-    def _compress(self, plain: Buffer, parts: int) -> bytes:
-        """A zstd frame of what had so many parts."""
+    def _compress(self, plain: Buffer, parts: Sequence[Buffer]) -> bytes:
+        """A zstd frame of what had these parts."""
         mine = self._mine
         compress: Callable[[Buffer], bytes] = mine.compress
         if self.level == _OWN_LEVEL and len(plain) in _OWN:
-            compress = mine.compress_small if len(plain) < parts * _SMALL else mine.compress_frame
+            if len(plain) >= len(parts) * _LARGE:
+                return _in_blocks(mine.frame, plain, map(len, parts))
+            compress = mine.compress_small if len(plain) < len(parts) * _SMALL else mine.frame.compress
         return compress(plain)
 
     def _try_planes(self, plain: memoryview, look: _Look, most: int) -> bytearray | None:
@@ -243,12 +271,12 @@ class ZstdCodec:
                 raise IntegrityError(f"{what} has {done} bytes, not {length}")
 
     def decode_start(self, codec: int, data: Buffer, length: int, upto: int, what: str) -> bytes:
-        """See `Codec.decode_start`. A block of zstd (at most 128 KiB) is decoded whole."""
+        """See `Codec.decode_start`. A block of zstd (at most 128 KiB) is decoded whole; none that is not needed is."""
         if codec != ZSTD or length > WINDOW_LIMIT:
             # A stream needs its whole window, which may be larger than allowed; and a size that lies costs no more.
             return self.decode(codec, data, length, what)
         try:
-            with self._mine.start_of(data, read_size=len(data)) as stream:
+            with self._mine.start_of(io.BytesIO(data), read_size=_SLICE) as stream:
                 start: bytes = stream.read(min(upto, length))
         except (zstandard.ZstdError, MemoryError) as error:
             raise IntegrityError(f"{what} cannot be decompressed: {error}") from None

@@ -11,7 +11,7 @@ import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Executor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 
@@ -37,22 +37,18 @@ from casstore.errors import (
 )
 from casstore.format.layout import pack_key
 from casstore.format.nodes import Node, decode_node
+from casstore.grouping import Gathering
+from casstore.index import Storage
 from casstore.log import Log
 from casstore.model import Drop, Erase, Quarantine, Record, Segment, Transaction
 from casstore.overlay import Overlay, Tables
 from casstore.parcels import Load, Parcel, load
 from casstore.state import PACK, advance, apply_transaction, head_of
 from casstore.values import dataclass
-from casstore.view import Ahead, Storage, View
+from casstore.view import Ahead, View
 
 Build = Callable[[Tables], Sequence[Record]]
 
-GROUP = 64
-"""transactions of one process that may share a segment"""
-GATHER = 0.01
-"""seconds at most that a group waits for those who are expected; and not for longer than half of what a group takes"""
-PATIENCE = 1.0
-"""seconds after which one who waits for another's commit looks whether there is one, come what may"""
 REMEMBERED_SEGMENTS = 1024
 NODE_CACHE = 512
 
@@ -88,7 +84,7 @@ class _Request:
     foreseen: Committed | None = None
     """what becomes of it, as long as nobody else is first"""
     gate: threading.Lock | None = None
-    """held for who waits for it: released when it is done, and when somebody has to see to it"""
+    """see `Gathering`"""
     transaction: Transaction | None = None
     at: int = 0
     done: bool = False
@@ -112,8 +108,6 @@ class _Group:
 
 
 def _threads(number: int) -> Executor:
-    from concurrent.futures import ThreadPoolExecutor  # noqa: PLC0415 - start-up: small commands need none
-
     return ThreadPoolExecutor(number, thread_name_prefix="casstore")
 
 
@@ -168,15 +162,8 @@ class Engine:
         self.writer_id = f"{self.runtime.writer}:{self.runtime.random_bytes(4).hex()}"
         self._executor = None
         self._executor_lock = threading.Lock()
-        self._commit_lock = threading.Lock()
         self._held: dict[str, weakref.ref[Hold]] = {}
-        self._queue: list[_Request] = []
-        self._queue_lock = threading.Lock()
-        self._expected = 0
-        """threads with requests in the group before, and those that came meanwhile: such as commit again and again"""
-        self._took = 0.0
-        """seconds that group took"""
-        self._gathered = threading.Event()
+        self._gathering = Gathering(self._commit_group, self.runtime.monotonic)
         self.reader.restart()
 
     # --- parts
@@ -196,13 +183,15 @@ class Engine:
             executor, self._executor = self._executor, None
         if executor is not None:
             executor.shutdown(wait=True)
-        if self.view.folded and not self.read_only:
-            # A view that is closed well is believed after a power cut: the log must not end before it then.
-            with suppress(CasstoreError):
-                self._make_durable(self.view.head().seq)
-            with suppress(CasstoreError):
-                self.view.trim()
-        self.view.close()
+        try:
+            if self.view.folded and not self.read_only:
+                with suppress(CasstoreError):
+                    self.view.trim()
+                # A view that is closed well is believed after a power cut: the log must not end before it then.
+                with suppress(CasstoreError):
+                    self._make_durable(self.view.head().seq)
+        finally:
+            self.view.close()
         if isinstance(self.backend, Recalls):
             self.backend.recall()  # last, as a sync would wait for the disk until it has read all that
 
@@ -234,7 +223,7 @@ class Engine:
         return node
 
     def new_pack(self) -> bytes:
-        """A pack name: 128 random bits, never used again."""
+        """A pack name: 128 random bits, never used again (of two packs of a group the second has 120, see `load`)."""
         return self.runtime.random_bytes(16)
 
     def check_writable(self) -> None:
@@ -296,7 +285,7 @@ class Engine:
             requests[0].parcel = parcel
         waiting = requests
         while waiting:
-            self._carry_out(waiting)
+            self._gathering.do(waiting)
             waiting = [request for request in waiting if self._answer(request)]
         self._tell(requests)
         for request in requests:
@@ -306,60 +295,6 @@ class Engine:
             # Nothing had to be done because of what is in the log: that is what is acknowledged.
             self._make_durable(self.view.head().seq)
         return [request.result for request in requests]
-
-    def _carry_out(self, requests: Sequence[_Request]) -> None:
-        gate = threading.Lock()
-        gate.acquire()
-        for request in requests:
-            request.gate = gate
-        with self._queue_lock:
-            self._queue.extend(requests)
-            if len(self._queue) >= min(GROUP, self._expected):
-                self._gathered.set()
-        try:
-            while not all(request.done for request in requests):
-                if self._commit_lock.locked():
-                    # Whoever holds the lock commits for everyone who waits. But not for the lock: those it has
-                    # committed go on while the next one holds it, and come back in time for the one after that.
-                    gate.acquire(timeout=PATIENCE)
-                else:
-                    with self._commit_lock:
-                        self._lead(requests)
-        finally:
-            if not self._commit_lock.locked():
-                # It may have been our turn. Whoever has the lock by now will come by here, too. Not only the first is
-                # woken: after an interrupt that is one of ours.
-                self._wake(self._queue[: len(requests) + 1])
-
-    def _lead(self, requests: Sequence[_Request]) -> None:
-        """Commit what is waiting until some requests are done."""
-        while not all(request.done for request in requests):
-            self._gather()
-            with self._queue_lock:
-                group, self._queue = self._queue[:GROUP], self._queue[GROUP:]
-            began = self.runtime.monotonic()
-            try:
-                self._commit_group(group)
-            finally:
-                self._took = self.runtime.monotonic() - began
-                self._expected = len({id(request.gate) for request in (*group, *self._queue)})
-                self._wake(group)
-
-    def _gather(self) -> None:
-        """Wait a moment for those who were just committed, if they are about to come again: one sync serves all.
-
-        Without that, two halves take turns, each too late for the other. Where a group takes no time, none is lost.
-        """
-        self._gathered.clear()
-        if len(self._queue) < min(GROUP, self._expected):
-            self._gathered.wait(min(GATHER, self._took / 2))
-
-    def _wake(self, requests: Sequence[_Request]) -> None:
-        """Have those who wait for some requests look at them."""
-        with self._queue_lock:
-            for gate in {id(request.gate): request.gate for request in requests}.values():
-                if gate is not None and gate.locked():
-                    gate.release()
 
     def _answer(self, request: _Request) -> bool:
         """Ask what a request waits for; True if it can go on by that."""
@@ -487,9 +422,14 @@ class Engine:
             # One after the other: to ask another thread for one of them takes longer than it saves.
             create_all(self.backend, [(pack_key(pack.record.pack), pack.data()) for pack in group.load.packs])
         except CasstoreError as error:
+            failure: CasstoreError = error
+            if isinstance(error, AlreadyExistsError):
+                # What has the name is another's, for all we know: not to be taken back.
+                group.load.exposed = True
+                failure = CasstoreError(f"a pack name was drawn twice: {error}")
             for request in pending:
                 if request.parcel is not None:
-                    request.finish(error=error)
+                    request.finish(error=failure)
             self._discard(group)
             return False
         return True

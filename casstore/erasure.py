@@ -35,9 +35,10 @@ from casstore.format.layout import PACK_PREFIX
 from casstore.format.nodes import CHUNK_LIST
 from casstore.format.rows import length_of_row, pack_of_row
 from casstore.gc.clearance import clear
+from casstore.gc.moving import read_footer
 from casstore.gc.plan import Fate, Garbage, PackFate, Plan
 from casstore.gc.reclaim import condemn_orphans, ended_packs, listed_packs, reclaim
-from casstore.gc.retire import Budget, read_footer, retire
+from casstore.gc.retire import Budget, retire
 from casstore.gc.room import ANY_AGE
 from casstore.model import KEPT, Entry, EntryKind, Erase, GCRun, PackRow, PackState, Progress, Record
 from casstore.names import check_description, parse_reference, split_path

@@ -24,6 +24,7 @@ from casstore.view import links_of, version_at
 
 if TYPE_CHECKING:
     from casstore.lineage import RunRecord, UseRecord
+    from casstore.overlay import Tables
 
 
 @dataclass(slots=True)
@@ -409,12 +410,15 @@ class VersionFacts:
 
     def refresh(self) -> None:
         """Look at the head of the log again."""
-        self._engine.view.refresh()
+        self._engine.view.keep_up()
         with self._engine.view.read() as tables:
-            row = version_at(tables, self._found.collection.id, self.number)
-            assert row is not None
-            found = catalogue.found_of(tables, row)
-        self._look(found)
+            self._renew(tables)
+
+    def _renew(self, tables: Tables) -> None:
+        """Become what a snapshot shows, inside of its `View.read`."""
+        row = version_at(tables, self._found.collection.id, self.number)
+        assert row is not None
+        self._look(catalogue.found_of(tables, row))
 
     def to_dict(self) -> dict[str, object]:
         """The version as JSON values (docs/cli.md, schema ``version``)."""

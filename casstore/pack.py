@@ -126,10 +126,14 @@ class SealedPack:
 
     record: AddPack
     body: tuple[Buffer, ...]
+    """all before the seal that was not taken from its writer"""
 
-    def data(self) -> tuple[Buffer, ...]:
-        """The bytes of the pack, with the seal over them: costs a BLAKE3 of it all."""
-        sealer = Sealer()
+    def data(self, sealer: Sealer | None = None) -> tuple[Buffer, ...]:
+        """The bytes of the pack, with the seal over them: costs a BLAKE3 of it all.
+
+        ``sealer``: has seen those that were taken from its writer before (`PackWriter.take`).
+        """
+        sealer = Sealer() if sealer is None else sealer
         for part in self.body:
             sealer.update(part)
         return (*self.body, encode_end(sealer.seal(), self.body[-1]))
@@ -141,6 +145,8 @@ class PackWriter:
     def __init__(self, kind: ChunkKind) -> None:
         self.kind = kind
         self.size = FIRST_FRAME
+        self.waiting = FIRST_FRAME
+        """bytes of it that were not taken"""
         self._parts: list[Buffer] = [PACK_MAGIC]
         self._frames: list[FrameInfo] = []
         self._digests: list[bytes] = []
@@ -155,10 +161,16 @@ class PackWriter:
         size = frame.size
         self._parts.extend(frame.parts)
         self.size += size
+        self.waiting += size
         self._frames.append(FrameInfo(size, frame.raw, len(frame.digests)))
         self._digests.extend(frame.digests)
         self._lengths.extend(frame.lengths)
         self._children.extend(children)
+
+    def take(self) -> list[Buffer]:
+        """The next bytes of the pack, from where the last call ended; they are not in its `SealedPack` then."""
+        parts, self._parts, self.waiting = self._parts, [], 0
+        return parts
 
     def finish(self, pack: bytes, versions: Sequence[VersionNote] = ()) -> SealedPack:
         """Close the pack under a name that was never used before."""

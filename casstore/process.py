@@ -29,10 +29,12 @@ class _StandIn(ModuleType):
         self.__dict__.update(given)
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):
+        if name == "__path__":  # asked of every module that something is imported from
             raise AttributeError(name)
-        if sys.modules.get(self.__name__) is self:
-            del sys.modules[self.__name__]
+        family = self.__name__.partition(".")[0]
+        for known, module in list(sys.modules.items()):
+            if isinstance(module, _StandIn) and known.partition(".")[0] == family:
+                sys.modules.pop(known, None)
         value = self.__dict__[name] = getattr(import_module(self.__name__), name)
         return value
 
@@ -68,7 +70,7 @@ def postpone() -> None:
         _StandIn("fnmatch"),
         _StandIn("gettext", gettext=_translated, ngettext=_translated_number),
         _StandIn("inspect", cleandoc=cleandoc),
-        _StandIn("json"),
+        *map(_StandIn, ("json", "json.decoder", "json.encoder", "json.scanner")),
         _StandIn("signal"),
     ]
     if sys.implementation.name == "cpython" and hasattr(os, "uname"):

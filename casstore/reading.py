@@ -8,7 +8,6 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import field
-from itertools import islice
 from typing import BinaryIO, NamedTuple
 
 from casstore.artifact import Artifact, draft_base
@@ -21,9 +20,8 @@ from casstore.errors import (
     InvalidInputError,
     LeaseLostError,
 )
-from casstore.filebatch import read_unchanged
-from casstore.filescan import file_entries
-from casstore.format.filerows import Stamp
+from casstore.filescan import file_entries, file_rows, read_unchanged
+from casstore.format.filerows import FileRow, Stamp
 from casstore.format.nodes import CHUNK_LIST
 from casstore.model import (
     Entry,
@@ -51,10 +49,12 @@ BATCH_BYTES = 2 * 1024 * 1024
 BATCH_FILES = 256
 KNOWN_FILES = 1024
 """files that are looked up in the stat cache together"""
-BLOCK_BYTES = 2 * 1024 * 1024
+BLOCK_BYTES = 4 * 1024 * 1024
+"""of a large file; twice as much costs more cache misses, half as much more hand-overs between threads"""
 HERE_BYTES = 64 * 1024
 HERE_FILES = 8
 """so little is read sooner than another thread has been asked to"""
+_READ = LocalFile, Spooled
 
 Chunks = Sequence[tuple[bytes, int]]
 """digests and lengths"""
@@ -64,8 +64,8 @@ class _Cut(NamedTuple):
     """A buffer with chunks in it, each from a start to an end, and their digests."""
 
     data: memoryview
-    starts: Sequence[int]
-    ends: Sequence[int]
+    starts: list[int]
+    ends: list[int]
     digests: list[bytes]
 
     def chunks(self) -> list[tuple[bytes, int]]:
@@ -73,13 +73,25 @@ class _Cut(NamedTuple):
         return [(name, end - start) for name, start, end in zip(self.digests, self.starts, self.ends, strict=True)]
 
 
-class _Outcome(NamedTuple):
-    """What a job has read: bytes, and what each file, or a block of one, consists of. No object for each file."""
+class _Block(NamedTuple):
+    """What a job has read of one large file."""
+
+    cut: _Cut
+    stamp: Stamp | None
+    """that of the file, if this was the end of it and it may be remembered"""
+
+
+class _Files(NamedTuple):
+    """What a job has read: bytes, and of each file what it consists of."""
 
     cuts: list[_Cut]
-    chunks: list[Chunks]
-    stamps: list[Stamp | None]
-    """that of each file, if this was all of it and it may be remembered"""
+    rows: list[FileRow]
+    """with no mark if the file may not be remembered"""
+    longest: int
+    """so many chunks a file has at most"""
+    paths: list[bytes]
+    """of those that are local, as are the keys"""
+    keys: list[bytes]
 
 
 @dataclass(slots=True)
@@ -87,7 +99,7 @@ class _Job:
     """Work in flight: chunks of some whole files, or of one block of a large one."""
 
     paths: list[tuple[str, Source]]
-    future: Future[_Outcome]
+    future: Future[_Block] | Future[_Files]
     size: int
     """bytes of memory it holds"""
     large: _Large | None = None
@@ -258,7 +270,7 @@ class Session:
         batch: list[tuple[str, Source]] = []
         size = 0
         for path, source in sources:
-            if isinstance(source, LocalFile | Spooled):  # as most are
+            if isinstance(source, _READ):  # as most are
                 length = _size_of(source)
                 if length > BATCH_BYTES:
                     if batch:
@@ -289,18 +301,18 @@ class Session:
     def _batch(self, batch: list[tuple[str, Source]], size: int) -> _Job:
         sources = [source for _, source in batch]
         here = size <= HERE_BYTES and len(batch) <= HERE_FILES
-        buffer = bytearray(size) if here else self._buffer(size)
+        buffer = bytearray(size) if here else self._buffer(size, BATCH_BYTES)
         args = sources, buffer, self.chunker, self.digests, self.engine.runtime
         if here:
             return _Job(batch, _done(lambda: _read_files(*args)), size)
         return _Job(batch, self.engine.executor().submit(_read_files, *args), len(buffer), buffer=buffer)
 
-    def _buffer(self, size: int) -> bytearray:
-        """One of at least so many bytes, of undefined content."""
+    def _buffer(self, size: int, usual: int) -> bytearray:
+        """One of at least so many bytes, of undefined content; of as many as are usual if it has to be made."""
         buffer = self.spare.pop() if self.spare else bytearray()
         if len(buffer) >= size:
             return buffer
-        return bytearray(max(size, self.chunker.params.maximum + BLOCK_BYTES))
+        return bytearray(max(size, usual))
 
     def _blocks(self, path: str, source: Source) -> Iterator[_Job]:
         """Jobs for one large file; read here, in order, because each cut depends on the one before."""
@@ -314,7 +326,7 @@ class Session:
             read = 0
             while True:
                 room = len(tail) + BLOCK_BYTES
-                buffer = self._buffer(room)
+                buffer = self._buffer(room, self.chunker.params.maximum + BLOCK_BYTES)
                 buffer[: len(tail)] = tail
                 got = _read_into(file, memoryview(buffer)[len(tail) : room], path)
                 read += got
@@ -332,35 +344,59 @@ class Session:
     def _take(self, job: _Job) -> int:
         """Fold the outcome of a job in: ask which chunks are new, and store those."""
         found = job.future.result()
-        for cut in found.cuts:
+        cuts = found.cuts if isinstance(found, _Files) else [found.cut]
+        for cut in cuts:
             self.writer.store(*cut)
         if job.buffer is not None:
             self.spare.append(job.buffer)
-        entries, learn = self.entries, self.cache.learn
-        for (path, source), chunks, stamp in zip(job.paths, found.chunks, found.stamps, strict=True):
-            size = chunks[0][1] if len(chunks) == 1 else sum([length for _, length in chunks])
-            self.done += size
-            mode, attrs = (source.mode, source.attrs_json) if isinstance(source, LocalFile) else _labels(source)
-            if job.large is None and len(chunks) <= INLINE_CHUNKS:
-                entry = Entry(path, EntryKind.FILE, size, tuple(chunks), None, mode, attrs_json=attrs)
-            else:
-                large = job.large or _Large(path, mode, self)
-                large.add(chunks, size)
-                if job.large is not None and not job.last:
-                    continue
-                entry = large.entry(attrs)
-            entries[path] = entry
-            if self.unread:
-                self.unread.discard(path)
-            if isinstance(source, LocalFile):
-                learn(source, stamp, entry)
+        size = sum([sum(cut.ends) - sum(cut.starts) for cut in cuts])
+        self.done += size
+        if isinstance(found, _Files):
+            self._take_files(job.paths, found)
+        else:
+            self._take_block(job, found, size)
+        if self.unread and (job.large is None or job.last):
+            self.unread.difference_update([path for path, _ in job.paths])
         self.progress("read", self.done, self.total)
         return job.size
 
+    def _take_files(self, paths: list[tuple[str, Source]], found: _Files) -> None:
+        rows = found.rows
+        if found.longest > INLINE_CHUNKS:
+            rows = [
+                row if len(row.chunks) <= INLINE_CHUNKS else self._in_tree(path, row)
+                for (path, _), row in zip(paths, rows, strict=True)
+            ]
+        files = [(path, source) for path, source in paths if isinstance(source, LocalFile)]
+        if len(files) < len(paths):
+            for (path, source), row in zip(paths, rows, strict=True):
+                if isinstance(source, Spooled):
+                    self.entries[path] = Entry(
+                        path, EntryKind.FILE, source.size, row.chunks, row.tree, attrs_json=source.attrs_json
+                    )
+            rows = [row for (_, source), row in zip(paths, rows, strict=True) if isinstance(source, LocalFile)]
+        self.entries.update(file_entries(files, list(rows)))
+        self.cache.learn_all([source for _, source in files], found.paths, found.keys, rows)
 
-def _done(work: Callable[[], _Outcome]) -> Future[_Outcome]:
+    def _in_tree(self, path: str, row: FileRow) -> FileRow:
+        """The row of a file whose chunk list is too long for an entry."""
+        large = _Large(path, None, self)
+        large.add(row.chunks, 0)
+        return row._replace(chunks=(), tree=large.entry(b"").tree)
+
+    def _take_block(self, job: _Job, found: _Block, size: int) -> None:
+        ((path, source),) = job.paths
+        assert job.large is not None
+        job.large.add(found.cut.chunks(), size)
+        if job.last:
+            entry = self.entries[path] = job.large.entry(_attrs_of(source))
+            if isinstance(source, LocalFile):
+                self.cache.learn(source, found.stamp, entry)
+
+
+def _done(work: Callable[[], _Files]) -> Future[_Files]:
     """What an executor would give, had it done some work already."""
-    future: Future[_Outcome] = Future()
+    future: Future[_Files] = Future()
     try:
         future.set_result(work())
     except Exception as error:  # noqa: BLE001 - it is raised where the outcome is wanted
@@ -368,11 +404,8 @@ def _done(work: Callable[[], _Outcome]) -> Future[_Outcome]:
     return future
 
 
-def _labels(source: Source) -> tuple[int | None, bytes]:
-    """The mode and attrs that the entry of a file gets."""
-    if isinstance(source, LocalFile):
-        return source.mode, source.attrs_json
-    return None, source.attrs_json if isinstance(source, Spooled) else b""
+def _attrs_of(source: Source) -> bytes:
+    return source.attrs_json if isinstance(source, LocalFile | Spooled) else b""
 
 
 def _size_of(source: Source | None) -> int:
@@ -428,19 +461,19 @@ def _read_into(file: BinaryIO, buffer: memoryview, path: str) -> int:
     return got
 
 
-def _hash_block(data: memoryview, ends: list[int], stamp: Stamp | None, digests_of: Pieces) -> _Outcome:
+def _hash_block(data: memoryview, ends: list[int], stamp: Stamp | None, digests_of: Pieces) -> _Block:
     starts = [0, *ends[:-1]] if ends else []
-    cut = _Cut(data, starts, ends, digests_of(data, starts, ends))
-    return _Outcome([cut], [cut.chunks()], [stamp])
+    return _Block(_Cut(data, starts, ends, digests_of(data, starts, ends)), stamp)
 
 
 def _read_files(
     sources: list[Source], buffer: bytearray, chunker: Chunker, digests_of: Pieces, runtime: Runtime
-) -> _Outcome:
+) -> _Files:
     """Chunks of some whole files, each read once; into the buffer, which has room for all, or elsewhere."""
     local = [source for source in sources if isinstance(source, LocalFile)]
-    stamps: list[Stamp | None] = []
-    settled = iter(read_unchanged(local, settled_before(runtime.file_clock()), buffer))
+    looked = read_unchanged(local, settled_before(runtime.file_clock()), buffer)
+    settled = iter(looked.marks)
+    marks: list[bytes] = []
     data = memoryview(buffer)
     starts: list[int] = []
     ends: list[int] = []
@@ -449,15 +482,16 @@ def _read_files(
     smallest = chunker.params.minimum
     at = 0
     for number, source in enumerate(sources):
-        stamp = None
+        mark = None
         if isinstance(source, LocalFile):
-            stamp = next(settled)
+            mark = next(settled)
             begin = at
             at += source.signature.size
-        if stamp is None:
+        if mark is None:
             whole, stamp = _whole(source, runtime)
             others[number] = _cut(memoryview(whole), chunker, digests_of)
             counts.append(0)
+            mark = b"" if stamp is None else stamp.mark
         elif at - begin > smallest:
             places = [begin + end for end in chunker.boundaries(data[begin:at], final=True)]
             starts += [begin, *places[:-1]]
@@ -469,13 +503,13 @@ def _read_files(
             counts.append(1)
         else:
             counts.append(0)
-        stamps.append(stamp)
+        marks.append(mark)
     together = _Cut(data, starts, ends, digests_of(data, starts, ends))
-    of_all = iter(together.chunks())
-    chunks: list[Chunks] = [tuple(islice(of_all, count)) for count in counts]
+    rows = file_rows(marks, together.digests, starts, ends, counts)
     for number, cut in others.items():
-        chunks[number] = cut.chunks()
-    return _Outcome([together, *others.values()], chunks, stamps)
+        counts[number] = len(cut.digests)
+        rows[number] = rows[number]._replace(chunks=tuple(cut.chunks()))
+    return _Files([together, *others.values()], rows, max(counts), looked.paths, looked.keys)
 
 
 def _cut(data: memoryview, chunker: Chunker, digests_of: Pieces) -> _Cut:

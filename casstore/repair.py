@@ -17,7 +17,7 @@ from casstore.format.layout import PACK_PREFIX, pack_key, pack_of
 from casstore.format.nodes import decode_node
 from casstore.format.packs import VersionNote, locations
 from casstore.format.rows import decode_chunk, decode_row, pack_of_row
-from casstore.gc.retire import read_footer
+from casstore.gc.moving import read_footer
 from casstore.model import (
     AddPack,
     ChunkKind,

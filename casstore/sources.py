@@ -13,6 +13,7 @@ from dataclasses import field
 from typing import IO, Any, BinaryIO
 
 from casstore.errors import CasstoreError, InvalidInputError, LimitError
+from casstore.format.filerows import in_range
 from casstore.model import Entry, EntryKind
 from casstore.names import is_plain_path
 from casstore.native import extension, slots_of
@@ -45,7 +46,7 @@ class Signature:
     @classmethod
     def of(cls, info: os.stat_result) -> Signature:
         """The signature in a stat result."""
-        return cls(info.st_size, info.st_mtime_ns, info.st_ino, info.st_dev)
+        return cls(info.st_size, in_range(info.st_mtime_ns), info.st_ino, info.st_dev)
 
 
 @dataclass(frozen=True, slots=True)

@@ -37,7 +37,7 @@ from typing import TypeVar
 from casstore import filescan
 from casstore.config import Runtime
 from casstore.errors import CasstoreError
-from casstore.format.filerows import FILES, FileRow, Stamp, encode_file, file_key, first_digest, last_use
+from casstore.format.filerows import FILES, FileRow, Stamp, file_key, first_digest, last_use
 from casstore.model import Entry
 from casstore.overlay import Tables
 from casstore.sources import LocalFile, encoded
@@ -107,7 +107,8 @@ class StatCache:
         self._batch = batch
         self._today = max(0, runtime.file_clock() // _DAY_MICROS)
         self._devices: dict[int, bool] = {}
-        self._pending: dict[bytes, bytes] = {}
+        self._pending: dict[bytes, tuple[bytes, FileRow]] = {}
+        """paths and rows, by key"""
         self._off = False
         self._count: int | None = None
         self._blank: bool | None = None
@@ -135,18 +136,40 @@ class StatCache:
         stale = self._today - STALE_DAYS
         for path, row in zip(paths, found, strict=True):
             if row is not None and row.used <= stale:
-                self._put(path, row.mark, row.chunks, row.tree)
+                self._pending[file_key(path)] = path, row
+        self._flush_many()
         return found
 
     def learn(self, source: LocalFile, stamp: Stamp | None, entry: Entry) -> None:
         """Remember the content of a file that was read, unless that is None: it was not settled (`Watch`)."""
-        if stamp is not None and not self._off and self._keeps_ctime(stamp.device, source.path):
-            self._put(encoded(source.path), stamp.mark, entry.chunks, entry.tree)
+        if stamp is not None:
+            path = encoded(source.path)
+            self.learn_all([source], [path], [file_key(path)], [FileRow(stamp.mark, 0, entry.chunks, entry.tree)])
+
+    def learn_all(
+        self, sources: Sequence[LocalFile], paths: Sequence[bytes], keys: Sequence[bytes], rows: Sequence[FileRow]
+    ) -> None:
+        """`learn` of many, with what `casstore.filescan` found of them; one that was not settled has an empty mark."""
+        if self._off:
+            return
+        devices = {source.signature.device: source.path for source in sources}
+        believed = {device for device, path in devices.items() if self._keeps_ctime(device, path)}
+        learned = zip(keys, zip(paths, rows, strict=True), strict=True)
+        if len(believed) == len(devices) and b"" not in {row[0] for row in rows}:  # as mostly
+            self._pending.update(learned)
+        else:
+            for source, (key, (path, row)) in zip(sources, learned, strict=True):
+                if row.mark and source.signature.device in believed:
+                    self._pending[key] = path, row
+        self._flush_many()
 
     def flush(self) -> None:
-        """Write what was learned, in one transaction. Not inside a read of the view."""
-        batch, self._pending = self._pending, {}
-        if not batch or self._off:
+        """Write what was learned and is not there, in one transaction. Not inside a read of the view."""
+        pending, self._pending = self._pending, {}
+        if not pending or self._off:
+            return
+        batch = self._changed(pending)
+        if not batch:
             return
         if self._size() + len(batch) > self._rows:
             self._trim()
@@ -198,8 +221,21 @@ class StatCache:
             known = self._devices[device] = self._file_system(path) in KEEPS_CTIME
         return known
 
-    def _put(self, path: bytes, mark: bytes, chunks: tuple[tuple[bytes, int], ...], tree: bytes | None) -> None:
-        self._pending[file_key(path)] = encode_file(path, FileRow(mark, self._today, chunks, tree))
+    def _changed(self, pending: dict[bytes, tuple[bytes, FileRow]]) -> dict[bytes, bytes]:
+        """The rows that are not there yet: of files that were read again, and are as they were, there are none."""
+        keys = list(pending)
+        paths = [path for path, _ in pending.values()]
+        rows = [row for _, row in pending.values()]
+        blank = self._blank or not self._size()
+        old: list[bytes | None] | None = [None] * len(keys)
+        if not blank:
+            old = self._look(lambda tables: _rows_at(tables, keys))
+        if old is None:
+            return {}
+        changed = filescan.encode_rows(paths, rows, self._today, old, self._today - STALE_DAYS)
+        return {key: row for key, row in zip(keys, changed, strict=True) if row is not None}
+
+    def _flush_many(self) -> None:
         if len(self._pending) >= self._batch:
             self.flush()
 

@@ -179,8 +179,12 @@ class Version(VersionFacts):
 
     def _check_readable(self) -> None:
         """A version that was trashed after this object was made is not readable any more."""
-        self.refresh()
-        if not catalogue.is_readable(self._engine, self._found):
+        view = self._engine.view
+        view.keep_up()
+        with view.read() as tables:  # one snapshot for all: to take one costs more than to look at it
+            self._renew(tables)
+            readable = catalogue.is_readable(self._engine, self._found)
+        if not readable:
             catalogue.lookup(self._engine, self._found.label)
 
     @contextmanager

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from types import TracebackType
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 from casstore.backend.room import is_full
 from casstore.checkpoint import Checkpoints
@@ -17,7 +17,7 @@ from casstore.config import MIB
 from casstore.errors import BackendError, IntegrityError
 from casstore.format.checkpoints import Manifest, Rows
 from casstore.format.rows import decode_chunk, decode_row, encode_row, location_of_row, u64
-from casstore.index import IndexDamagedError, MemoryIndex, SpillIndex
+from casstore.index import IndexDamagedError, MemoryIndex, SpillIndex, Storage
 from casstore.log import Log
 from casstore.model import (
     KEPT,
@@ -77,30 +77,6 @@ BATCH_SEGMENTS = 64
 BATCH_RECORDS = 50_000
 LOOSE, LOOSE_BYTES = 0.25, 16 * MIB
 """share of the files that must be free, and bytes they must have, for `View.trim` to write them anew"""
-
-
-class Storage(Protocol):
-    """What a view is kept in (`casstore.index`)."""
-
-    def read(self) -> AbstractContextManager[Tables]:
-        """A consistent snapshot."""
-        ...
-
-    def update(self, body: Callable[[Tables], T]) -> T:
-        """One write transaction; ``body`` may run more than once."""
-        ...
-
-    def reset(self) -> None:
-        """Empty every table."""
-        ...
-
-    def compact(self, share: float, *, least: int = 0) -> int:
-        """Leave out what is free, if it is at least a share, of at least so many bytes; bytes saved."""
-        ...
-
-    def close(self) -> None:
-        """Let go."""
-        ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -367,9 +343,13 @@ class View:
         """Make the files of the view smaller if at least a share of them is free; returns by how many bytes.
 
         ``least``: bytes of files that are worth it. Not inside a `read`. Raises `BackendError`; the view is as it was
-        then.
+        then. One that turns out to be damaged is thrown away, for the next `read` to make again.
         """
-        saved = self._storage.compact(share, least=least)
+        try:
+            saved = self._storage.compact(share, least=least)
+        except IndexDamagedError as error:
+            self._discard(error.generation)
+            return 0
         if saved:
             self._effect("index-commit")
         return saved

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-from casstore.chunks import ChunkWriter
 from casstore.digest import Buffer
 from casstore.engine import Committed, Engine
 from casstore.errors import (
@@ -25,6 +24,7 @@ from casstore.format.packs import VersionNote
 from casstore.format.rows import are_data, kind_of_row
 from casstore.model import AddNode, AddPack, ChunkKind, Drop, Record
 from casstore.overlay import Overlay, Tables
+from casstore.packing import ChunkWriter
 from casstore.parcels import Parcel
 from casstore.state import CHUNK, LOST, NODE, PACK, head_of
 from casstore.view import children_of
@@ -33,6 +33,10 @@ ROUNDS = 50
 """times a commit may find claims broken before it gives up"""
 PARCEL_BYTES = 128 * 1024
 """plaintext of a session that is stored by whoever commits it, in packs it may share with others"""
+
+
+FRAMES_EACH = 6
+"""frames in flight for each worker: with fewer they have nothing to do while the next files are looked at"""
 
 
 class _Broken(Exception):
@@ -70,7 +74,7 @@ class Writer:
                 kind,
                 frame_bytes=config.frame_bytes,
                 pack_bytes=config.pack_bytes,
-                in_flight=settings.workers * 2,
+                in_flight=settings.workers * FRAMES_EACH,
             )
             for kind in ChunkKind
         }

@@ -73,6 +73,31 @@ class ReadsInto(Protocol):
         ...
 
 
+class Growing(Protocol):
+    """An object that is being written, and nobody sees yet. One call at a time, from any thread."""
+
+    def write(self, data: Sequence[Buffer]) -> None:
+        """Append some buffers. Raises `BackendError`, and is of no use then but to be discarded."""
+        ...
+
+    def publish(self, data: Sequence[Buffer]) -> None:
+        """Append the last buffers and publish it all; as `Backend.create`. Nothing is left to be discarded."""
+        ...
+
+    def discard(self) -> None:
+        """Take away what was written, unless it was published. Raises nothing; may be called again."""
+        ...
+
+
+@runtime_checkable
+class Grows(Protocol):
+    """What a backend may be able to do besides, for whoever makes a large object bit by bit."""
+
+    def begin(self, key: str) -> Growing:
+        """An object whose end is not known yet. Raises what `Backend.create` does."""
+        ...
+
+
 @runtime_checkable
 class Recalls(Protocol):
     """What a backend may be able to do besides, for whoever is done with writing."""

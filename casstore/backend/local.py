@@ -9,11 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from casstore.backend import TEMPORARY, Buffer, ObjectInfo, check_key, check_prefix, check_range, is_key
+from casstore.backend import TEMPORARY, Buffer, Growing, ObjectInfo, check_key, check_prefix, check_range, is_key
 from casstore.backend.osops import OsOps, SweptError, claimed, translate, translated
 from casstore.config import Runtime, has_dear_memory
 from casstore.errors import AlreadyExistsError, BackendError, NotFoundError
@@ -26,6 +27,8 @@ _LARGE = 1024 * 1024
 _KEPT = 32 * 1024 * 1024
 """bytes of large files that are left in the page cache whatever memory costs"""
 _RECALLED = 1024 * 1024 * 1024
+_NOTED = 4096
+"""files of which it is known that they were given up"""
 
 
 class LocalBackend:
@@ -58,7 +61,8 @@ class LocalBackend:
         self._identity: tuple[int, int] | None = None
         self._dear_memory = dear_memory
         self._written = 0
-        self._given_up: list[str] = []
+        self._given_up: OrderedDict[str, None] = OrderedDict()
+        """files the page cache was told to give up, which nobody has read since"""
 
     def __repr__(self) -> str:
         return f"LocalBackend({self._root!r})"
@@ -74,7 +78,10 @@ class LocalBackend:
 
     def create_all(self, objects: Sequence[tuple[str, Buffer | Sequence[Buffer]]]) -> None:
         """Publish several objects, syncing each directory once; see `create_all`."""
-        parents = {self._publish(key, data): key for key, data in objects}
+        self._sync_names({self._publish(key, data): key for key, data in objects})
+
+    def _sync_names(self, parents: dict[str, str]) -> None:
+        """Make the names in some directories durable, each with a key that was linked there."""
         for parent, key in parents.items():
             try:
                 self._ops.fsync_dir(parent)
@@ -83,16 +90,21 @@ class LocalBackend:
 
     def _publish(self, key: str, data: Buffer | Sequence[Buffer]) -> str:
         """Link an object whose data is durable; returns the directory to be synced."""
+        return self._name(*self._prepare(key, data), key)
+
+    def _prepare(self, key: str, data: Buffer | Sequence[Buffer] | None) -> tuple[str, int]:
+        """The directory of an object, its name durable, and a `_temp_file`."""
         check_key(key)
         target = self._path(key)
-        parent = os.path.dirname(target)
         if os.path.lexists(target):
             raise _taken(key)
         with translated(f"create {key}", writing=True):
-            self._settle(parent)
-            if not os.path.isdir(self._temporary):
-                self._mkdir(self._temporary)
-            temp, fd = self._temp_file(data)
+            self._settle(os.path.dirname(target))
+            return self._temp_file(data)
+
+    def _name(self, temp: str, fd: int, key: str) -> str:
+        """Link a temporary file whose data is durable, and close it; returns the directory to be synced."""
+        target = self._path(key)
         try:
             self._link(temp, target, key)
             self._recycle(fd, target)
@@ -105,7 +117,16 @@ class LocalBackend:
             # Only the collector's politeness depends on it, so it is neither an effect nor synced.
             with suppress(OSError):
                 os.utime(target, ns=(self._clock() * 1000,) * 2)
-        return parent
+        return os.path.dirname(target)
+
+    def begin(self, key: str) -> Growing:
+        """An object to be written bit by bit; see `Grows.begin`."""
+        temp, fd = self._prepare(key, None)
+
+        def publish(fd: int) -> None:
+            self._sync_names({self._name(temp, fd, key): key})
+
+        return _Growing(self._ops, temp, fd, publish)
 
     def _recycle(self, fd: int, target: str) -> None:
         """Have the page cache give up a large file, which is durable, if much was written and fresh memory is dear.
@@ -119,7 +140,10 @@ class LocalBackend:
             self._written += size
             if self._written > _KEPT and self._dear_memory():
                 os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_DONTNEED)
-                self._given_up.append(target)
+                given_up = self._given_up
+                given_up[target] = None
+                if len(given_up) > _NOTED:
+                    given_up.popitem(last=False)
 
     def recall(self) -> None:
         """Ask for what was given up to be read into the page cache again, up to a size; returns before it is.
@@ -127,25 +151,26 @@ class LocalBackend:
         For the end of a session: what it stored may be read next, and the disk fills fresh memory for less. Advice:
         nothing is raised, and nothing promised.
         """
-        given_up, self._given_up = self._given_up, []
+        given_up, self._given_up = self._given_up, OrderedDict()
         rest = _RECALLED
-        for path in given_up:
+        for path in list(given_up):  # a reader may still take one out
             with suppress(OSError):
                 fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 try:
                     size = min(rest, os.fstat(fd).st_size)
                     rest -= size
-                    for at in range(0, size, _LARGE):  # of more than some MiB Linux would read only the start
-                        os.posix_fadvise(fd, at, _LARGE, os.POSIX_FADV_WILLNEED)
+                    _recall(fd, size)
                 finally:
                     os.close(fd)
 
-    def _temp_file(self, data: Buffer | Sequence[Buffer]) -> tuple[str, int]:
-        """A temporary file, written and still open. Raises bare `OSError`."""
+    def _temp_file(self, data: Buffer | Sequence[Buffer] | None) -> tuple[str, int]:
+        """A temporary file, written, synced and still open; None: there is nothing to write yet. Raises `OSError`."""
+        if not os.path.isdir(self._temporary):
+            self._mkdir(self._temporary)
         while True:
             temp = os.path.join(self._temporary, self._new_name(16).hex())
             try:
-                return temp, self._ops.open_file(temp, data)
+                return temp, self._ops.create(temp) if data is None else self._ops.open_file(temp, data)
             except SweptError:
                 continue
 
@@ -155,6 +180,10 @@ class LocalBackend:
         check_range(offset, length)
         fd, size = self._open(key)
         try:
+            # Whoever reads in what he has just written will read more of it, and would wait for the disk each time.
+            if self._given_up and self._given_up.pop(self._path(key), False) is None:
+                with suppress(OSError):
+                    _recall(fd, size)
             with translated(f"read {key}"):
                 wanted = max(0, size - offset)
                 data = _pread(fd, wanted if length is None else min(wanted, length), offset)
@@ -392,6 +421,51 @@ class LocalBackend:
                 yield from self._holders(key[:-1], prefix)
 
 
+class _Growing:
+    """A temporary file, open and so locked, that grows; see `Growing`."""
+
+    def __init__(self, ops: OsOps, temp: str, fd: int, name: Callable[[int], None]) -> None:
+        """``name``: publishes the file, which is durable, and closes it."""
+        self._ops = ops
+        self._temp = temp
+        self._fd: int | None = fd
+        self._name = name
+
+    def write(self, data: Sequence[Buffer]) -> None:
+        """Append some buffers, and have the disk take them: then the sync before the link has little left to do."""
+        fd = self._open()
+        try:
+            with translated("write an object", writing=True):
+                self._ops.write(fd, self._temp, data)
+                self._ops.fsync(fd, self._temp)
+        except BaseException:
+            self.discard()  # what lacks some bytes is never to be published
+            raise
+
+    def publish(self, data: Sequence[Buffer]) -> None:
+        """Append the last buffers and publish it all; see `Growing.publish`."""
+        self.write(data)
+        fd, self._fd = self._open(), None
+        self._name(fd)
+
+    def discard(self) -> None:
+        """Take away what was written, unless it was published."""
+        fd, self._fd = self._fd, None
+        if fd is not None:
+            with suppress(OSError):
+                self._ops.drop(fd, self._temp)
+
+    def _open(self) -> int:
+        if self._fd is None:
+            raise BackendError(f"{self._temp} was given up", hint="log it again")
+        return self._fd
+
+    def __del__(self) -> None:
+        if self._fd is not None:  # whoever wrote it forgot it: then its file is to be swept, and not locked
+            with suppress(OSError):
+                os.close(self._fd)
+
+
 def _taken(key: str) -> AlreadyExistsError:
     return AlreadyExistsError(f"there is an object {key} already")
 
@@ -407,6 +481,12 @@ def _unsure(error: OSError, key: str) -> BackendError:
 
 def _info(key: str, info: os.stat_result) -> ObjectInfo:
     return ObjectInfo(key, info.st_size, info.st_mtime_ns // 1000)
+
+
+def _recall(fd: int, size: int) -> None:
+    """Have the page cache read the start of a file. Raises bare `OSError`."""
+    for at in range(0, size, _LARGE):  # of more than some MiB Linux would read only the start
+        os.posix_fadvise(fd, at, _LARGE, os.POSIX_FADV_WILLNEED)
 
 
 def _pread(fd: int, length: int, offset: int) -> bytes:

@@ -153,11 +153,16 @@ class OsOps:
             self.write(fd, path, data)
             self.fsync(fd, path)
         except BaseException:
-            os.close(fd)
-            with suppress(OSError):
-                self.unlink(path)
+            self.drop(fd, path)
             raise
         return fd
+
+    def drop(self, fd: int, path: StrPath) -> None:
+        """Close an open file and take its name away, as far as that can be had."""
+        with suppress(OSError):
+            os.close(fd)
+        with suppress(OSError):
+            self.unlink(path)
 
     def link(self, source: StrPath, target: StrPath) -> None:
         """Give a file a second name; fails if the name is taken. The one atomic way to publish a whole file."""

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,6 +21,10 @@ from casstore.config import file_system_of
 _LAUNCHER = str(Path(__file__).with_name("launch.py"))
 _BLOCK = 512
 _KIB = 1024
+_IDLE, _PATIENCE, _POLL = 0.1, 10.0, 0.01
+"""seconds: without requests until disks are idle, to wait for that at most, between two looks"""
+_IN_FLIGHT = 11
+"""column of /proc/diskstats"""
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,8 +179,38 @@ def occupied(paths: Iterable[Path]) -> Size:
 
 
 def settle() -> None:
-    """Write out what the step before left behind, so that the next one does not pay for it."""
+    """Write out what the step before left behind, and let the disks come to rest: the next one does not pay for it."""
     os.sync()
+    wait_until_idle()
+
+
+def wait_until_idle(
+    counters: str = "/proc/diskstats",
+    *,
+    clock: Callable[[], float] = time.perf_counter,
+    sleep: Callable[[float], None] = time.sleep,
+) -> None:
+    """Wait until no block device of the machine has had requests in flight for a while (`_IDLE`, `_PATIENCE`).
+
+    Reads ahead that a program asked for go on after its end. Returns at once where the kernel does not count them.
+    """
+    begun = quiet_since = clock()
+    while (requests := requests_in_flight(counters)) is not None:
+        now = clock()
+        if requests:
+            quiet_since = now
+        if now - quiet_since >= _IDLE or now - begun >= _PATIENCE:
+            return
+        sleep(_POLL)
+
+
+def requests_in_flight(counters: str) -> int | None:
+    """Of all block devices, from a file as ``/proc/diskstats``; None if there is none, or none that makes sense."""
+    try:
+        with open(counters, encoding="ascii") as lines:
+            return sum(int(line.split()[_IN_FLIGHT]) for line in lines)
+    except (OSError, ValueError, IndexError):
+        return None
 
 
 def forget_cached(paths: Iterable[Path], switch: str = "/proc/sys/vm/drop_caches") -> str:

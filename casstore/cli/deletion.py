@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 SHOWN = 20
 """skipped versions that are named on the terminal"""
-WASTE = 0.03
+WASTE = 0.04
 """share of the store that `rm --collect` leaves as garbage: less is not worth the copying"""
 
 

@@ -20,10 +20,16 @@ _LENGTH = struct.Struct("<I")
 _ONE = struct.Struct("<I16sBH32sI")
 """a head, and the one chunk of a file"""
 _STAMP = struct.Struct("<qqqQQ")
+_TIMES = 2**63
 _KEY = struct.Struct(">QQ")
 _mark_of = hash_function("xxh3-128")
 _TREE = 0xFFFF
 """instead of the number of chunks: the root of a chunk list follows"""
+
+
+def in_range(time_ns: int) -> int:
+    """A time of a file, or the first or the last that a stamp can hold (1677, 2262); the clock is never there."""
+    return time_ns if -_TIMES <= time_ns < _TIMES else _TIMES - 1 if time_ns > 0 else -_TIMES
 
 
 class Stamp(NamedTuple):
@@ -38,7 +44,7 @@ class Stamp(NamedTuple):
     @classmethod
     def of(cls, info: os.stat_result) -> Self:
         """The stamp in a stat result."""
-        return cls(info.st_size, info.st_mtime_ns, info.st_ctime_ns, info.st_ino, info.st_dev)
+        return cls(info.st_size, in_range(info.st_mtime_ns), in_range(info.st_ctime_ns), info.st_ino, info.st_dev)
 
     @property
     def mark(self) -> bytes:

@@ -23,20 +23,10 @@ from casstore.format.layout import pack_key
 from casstore.format.packs import FIRST_FRAME
 from casstore.format.rows import decode_row
 from casstore.gc.groups import group_bytes, group_codec, is_arranged
+from casstore.gc.moving import Mover, Source, open_source, read_footer
 from casstore.gc.newest import rank
 from casstore.gc.plan import PackFate, Plan
-from casstore.gc.retire import (
-    Budget,
-    Job,
-    Mover,
-    Retired,
-    Source,
-    commit_moved,
-    is_ended,
-    open_source,
-    read_footer,
-    take_back,
-)
+from casstore.gc.retire import Budget, Job, Retired, commit_moved, is_ended, take_back
 from casstore.gc.sketch import alike, selected
 from casstore.model import AddPack, ChunkKind, GCRun, LostRow, Progress
 from casstore.pack import Frame, check_chunk, decode_frame, encode_frame

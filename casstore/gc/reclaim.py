@@ -5,8 +5,11 @@ The only place, besides nothing else, that calls `Backend.delete`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import deque
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future
 from dataclasses import field
+from itertools import islice
 
 from casstore.backend import ObjectInfo
 from casstore.engine import Engine
@@ -19,6 +22,12 @@ from casstore.values import dataclass
 from casstore.view import pack_at
 
 CONDEMN_BATCH = 1000
+LARGE = 32 * 1024 * 1024
+"""bytes that are deleted by several threads"""
+AT_A_TIME = 4
+"""packs that are being deleted"""
+
+Ended = Sequence[tuple[bytes, PackRow]]
 
 
 @dataclass(slots=True)
@@ -105,10 +114,33 @@ def reclaim(
         # The segment that ended these packs may be another's, and not durable yet: it must be, before the
         # bytes go, or a power failure brings back a log that needs them.
         engine.log.barrier()
-    for position, (pack, row) in enumerate(due):
-        engine.backend.delete(pack_key(pack))
+    for position, (pack, row) in enumerate(_deleted(engine, due, listed)):
         result.packs += 1
         result.deleted += listed[pack].size
         result.moved += row.moved
         progress("reclaim", position + 1, len(due))
     return result
+
+
+def _deleted(engine: Engine, due: Ended, listed: Mapping[bytes, ObjectInfo]) -> Iterator[tuple[bytes, PackRow]]:
+    """Delete packs; each is yielded when it is gone. The first error ends it: none is begun after that."""
+    if len(due) < 2 or sum(listed[pack].size for pack, _ in due) < LARGE:
+        for pack, row in due:
+            engine.backend.delete(pack_key(pack))
+            yield pack, row
+        return
+    # What a file system does to free a large file takes a core, so it is done by all of them.
+    executor = engine.executor()
+    waiting: deque[tuple[bytes, PackRow, Future[None]]] = deque()
+    rest = iter(due)
+    try:
+        for _ in due:
+            for pack, row in islice(rest, AT_A_TIME - len(waiting)):
+                waiting.append((pack, row, executor.submit(engine.backend.delete, pack_key(pack))))
+            pack, row, task = waiting.popleft()
+            task.result()
+            yield pack, row
+    finally:
+        for _, _, task in waiting:
+            if not task.cancel():
+                task.exception()  # waits for it

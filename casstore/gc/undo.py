@@ -14,8 +14,8 @@ from casstore.engine import Engine
 from casstore.errors import ChunkMissingError, InvalidInputError, NotFoundError, RefusedError, StoreBusyError
 from casstore.format.nodes import Node, decode_node
 from casstore.format.packs import locations
+from casstore.gc.moving import read_footer
 from casstore.gc.reclaim import listed_packs
-from casstore.gc.retire import read_footer
 from casstore.model import (
     Drop,
     Location,

@@ -31,7 +31,7 @@ from casstore.engine import Engine
 from casstore.errors import FormatError, IntegrityError, NotFoundError
 from casstore.format.rows import decode_row, pack_of_row
 from casstore.gc.mark import LOOKS, Homes, LostError, OutdatedError, no_home
-from casstore.gc.retire import read_footer
+from casstore.gc.moving import read_footer
 from casstore.model import Condemn, PackRow, PackState, PinRow, Retire
 from casstore.overlay import Tables
 from casstore.state import CHUNK, LOST, NODE, PIN, ROOT

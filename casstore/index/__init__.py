@@ -15,7 +15,7 @@ from __future__ import annotations
 from casstore.index.lmdb_index import LmdbIndex
 from casstore.index.memory import MemoryIndex
 from casstore.index.spill import SpillIndex
-from casstore.index.tables import IndexDamagedError
+from casstore.index.tables import IndexDamagedError, Storage
 from casstore.overlay import Tables
 
-__all__ = ["Tables", "IndexDamagedError", "LmdbIndex", "MemoryIndex", "SpillIndex"]
+__all__ = ["Tables", "IndexDamagedError", "LmdbIndex", "MemoryIndex", "SpillIndex", "Storage"]

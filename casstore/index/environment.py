@@ -1,33 +1,32 @@
 """One generation of the index in LMDB: its files and markers, its environment, and the transactions in it."""
 
-# ruff: noqa: PLC0415 - start-up: what is heavy is imported where it is used
-
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
-import importlib
 import os
 import threading
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import lmdb
 
-from casstore.config import MIB, process_id
-from casstore.errors import BackendError, CasstoreError, InvalidInputError, ReadOnlyError
+from casstore.config import MIB
+from casstore.errors import BackendError, CasstoreError, InvalidInputError
+from casstore.index.files import (
+    DAMAGE,
+    fsync_directory,
+    options,
+    read_marker,
+    sound,
+    translated,
+    write_marker,
+)
 from casstore.index.tables import IndexDamagedError, after, check_key, check_keys
 from casstore.overlay import Changes
-from casstore.patterns import pattern
 
-MAX_READERS = 2048
-MAX_TABLES = 128
-LOCK_BYTES = 32 * 1024
-"""for about 500 readers at once"""
 VERIFY_BYTES = MIB
 """up to this size the structure is checked at every opening (20 ms a MiB); above, once after each restart"""
 COPIED = 50_000
@@ -38,19 +37,6 @@ MANY = 512
 """keys that are put in two passes"""
 FIRST_PASS = 154
 """of 256 values of the last byte of a key, those of the first pass: three fifths of the keys"""
-
-DAMAGE = (
-    lmdb.InvalidError,
-    lmdb.VersionMismatchError,
-    lmdb.CorruptedError,
-    lmdb.PageNotFoundError,
-    lmdb.CursorFullError,
-    lmdb.PageFullError,
-    lmdb.IncompatibleError,
-    lmdb.BadTxnError,  # as the first error of a transaction: the root of a table makes no sense
-)
-# LMDB 0.9 keeps an overflow page that has become too long, which lmdb.verify (3.0.0) takes for damage.
-_BENIGN = pattern(r"mp_pages (\d+) != OVPAGES\(\d+\)=(\d+)|overflow pages, record says|-- a leak|errors suppressed")
 
 
 class RemapError(Exception):
@@ -65,155 +51,8 @@ class GoneError(Exception):
     """The generation was replaced while it was being opened: look again."""
 
 
-def _engine() -> tuple[str, dict[str, Any]]:
-    """Directory and option of the engine: lmdb 3 has LMDB 0.9 and 1.0, which cannot read each other, lmdb 2 has 0.9."""
-    try:
-        lmdb.version(lib_version=0)
-    except TypeError:
-        return "lmdb-v1", {}
-    except lmdb.Error:
-        return "lmdb-v3", {}
-    return "lmdb-v1", {"lib_version": 0}
-
-
-ENGINE, _OPTIONS = _engine()
-
 live: set[Generation] = set()
 """what this process has open"""
-
-
-def translated(error: lmdb.Error | OSError, generation: int | None = None) -> CasstoreError:
-    """The error of this library for one of LMDB or of the system: damage, or a failing backend."""
-    if isinstance(error, DAMAGE):
-        return IndexDamagedError(f"the index is damaged: {error}", generation=generation)
-    numbers = (errno.EACCES, errno.EPERM, errno.EROFS)
-    # LMDB itself tells no number, only the words for it.
-    denied = getattr(error, "errno", None) in numbers or str(error).endswith(tuple(map(os.strerror, numbers)))
-    if denied or isinstance(error, lmdb.ReadonlyError):
-        return ReadOnlyError(f"index: {error}", hint="open the store with read_only=True, or check who may write there")
-    hint = ""
-    if isinstance(error, lmdb.ReadersFullError):
-        hint = f"more than {MAX_READERS} reads at once on this host; keep them short"
-    elif "already open" in str(error):
-        hint = "this process was forked inside an index transaction; fork outside, or spawn"
-    failure = BackendError(f"index: {error}", hint=hint)
-    # LMDB tells no number: its one error of this kind is that of a full disk.
-    failure.errno = errno.ENOSPC if isinstance(error, lmdb.DiskError) else getattr(error, "errno", None)
-    return failure
-
-
-# --- files beside the environment
-
-
-def _fsync_directory(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _write_marker(directory: Path, name: str, text: str) -> None:
-    temporary = directory / f"{name}.{process_id()}.{threading.get_ident()}"
-    with temporary.open("w", encoding="ascii") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.rename(directory / name)
-    _fsync_directory(directory)
-
-
-def _read_marker(directory: Path, name: str) -> str:
-    try:
-        return (directory / name).read_text(encoding="ascii")
-    except (OSError, ValueError):
-        return ""
-
-
-def _sound(path: Path) -> bool:
-    """Whether ``data.mdb`` is built as LMDB builds it (which LMDB does not look at). Nobody may be writing to it."""
-    try:
-        problems = importlib.import_module("lmdb.verify").verify(str(path))
-    except ModuleNotFoundError:  # lmdb 2
-        return True
-    except Exception:  # noqa: BLE001 - whatever the verifier stumbles over is not sound
-        return False
-    matches = [_BENIGN.search(problem) for problem in problems]
-    return all(match and (not match[1] or int(match[1]) > int(match[2])) for match in matches)
-
-
-def highest(root: Path) -> int:
-    """The number of the generation that counts; 0 if there is none."""
-    try:
-        return max((int(name) for name in os.listdir(root) if name.isdigit()), default=0)
-    except FileNotFoundError:
-        return 0
-    except OSError as error:
-        raise translated(error) from error
-
-
-def tidy(root: Path, number: int) -> None:
-    """Unlink what is older than a generation; who has it mapped keeps it until letting go."""
-    for name in os.listdir(root):
-        victim = root / name
-        if name.isdigit() and int(name) < number:
-            victim = root / f"dead-{name}-{process_id()}-{time.monotonic_ns()}"
-            with contextlib.suppress(OSError):
-                (root / name).rename(victim)  # first, so that nobody opens half of it
-        elif not name.startswith("dead-") and not (name.startswith("new-") and int(name.split("-")[1]) <= number):
-            continue
-        import shutil
-
-        shutil.rmtree(victim, ignore_errors=True)
-
-
-def _reserve_readers(directory: Path) -> None:
-    """Make the table of readers, with blocks: it is mapped, so that on a full disk to touch a page is SIGBUS.
-
-    Only here, before anybody has the environment open, may its lock file be opened.
-    """
-    descriptor = os.open(directory / "lock.mdb", os.O_RDWR | os.O_CREAT | os.O_EXCL, 0o644)
-    try:
-        # Not more than LMDB makes of it: it takes what it finds for the table.
-        os.posix_fallocate(descriptor, 0, min(LOCK_BYTES, 64 * MAX_READERS))
-    finally:
-        os.close(descriptor)
-
-
-def publish(
-    root: Path,
-    number: int,
-    fill: Callable[[lmdb.Environment], None] | None = None,
-    *,
-    map_bytes: int = MIB,
-    boot: str = "",
-) -> bool:
-    """Make a generation, born synced and clean; False if another process was first.
-
-    It is empty, or holds what ``fill`` writes; ``boot``: the one in which it did so.
-    """
-    temporary = root / f"new-{number}-{process_id()}-{threading.get_ident()}-{time.monotonic_ns()}"
-    try:
-        temporary.mkdir(parents=True)
-        _reserve_readers(temporary)
-        options = {"max_dbs": MAX_TABLES, "max_readers": MAX_READERS, "sync": False, **_OPTIONS}
-        with lmdb.open(str(temporary), map_size=map_bytes, create=False, **options) as env:
-            if fill is not None:
-                fill(env)
-                if boot:
-                    _write_marker(temporary, "boot", f"{boot} {os.stat(temporary / 'data.mdb').st_ino}")
-            env.sync(force=True)
-            _write_marker(temporary, "clean", str(env.info()["last_txnid"]))
-        temporary.rename(root / str(number))
-        _fsync_directory(root)
-    except (lmdb.Error, OSError) as error:
-        import shutil
-
-        shutil.rmtree(temporary, ignore_errors=True)
-        if highest(root) >= number:
-            return False
-        raise translated(error) from error
-    return True
 
 
 class Generation:
@@ -288,13 +127,18 @@ class Generation:
             average = self._used(handle, (table,)) // max(1, stat["entries"])
             # A part at a time: what a transaction writes is in memory until it ends.
             rows = max(1, min(COPIED, COPIED_BYTES // max(1, average)))
+            left = stat["entries"]
             with handle.cursor(table) as source:
                 pairs = source.iternext()
-                left = stat["entries"] if source.first() else 0
-                while left > 0:
+                while left:
                     with env.begin(write=True) as part, part.cursor(target) as sink:
-                        sink.putmulti(islice(pairs, rows), append=True)
-                    left -= rows
+                        copied = sink.putmulti(islice(pairs, rows), append=True)[1]
+                    if not 0 < copied <= left:
+                        break
+                    left -= copied
+                if left or next(pairs, None) is not None:
+                    # The copy would be whole to look at, and believed.
+                    raise IndexDamagedError("a table of the index is not as long as it says", generation=self.number)
 
     def enter(self) -> bool:
         """Become a holder; False if the environment is going away."""
@@ -397,7 +241,7 @@ class Generation:
         except OSError as error:
             raise translated(error) from error
         try:
-            _fsync_directory(self.path)
+            fsync_directory(self.path)
         except FileNotFoundError:
             return  # discarded and tidied away meanwhile: nobody will believe it
         except OSError as error:
@@ -415,7 +259,7 @@ class Generation:
             handle = self.env.begin(write=True)
             try:
                 self.env.sync(force=True)
-                _write_marker(self.path, "clean", str(self.env.info()["last_txnid"]))
+                write_marker(self.path, "clean", str(self.env.info()["last_txnid"]))
             finally:
                 handle.abort()
         self.leave()
@@ -445,23 +289,23 @@ class Generation:
         mark = f"{boot} {self.identity[1]}" if boot else ""
         # A file may be short of pages that were allocated and freed in one transaction; or it was cut off.
         verify = self._size <= VERIFY_BYTES or os.path.getsize(self._data) < self.extent()
-        same = bool(mark) and _read_marker(self.path, "boot") == mark
+        same = bool(mark) and read_marker(self.path, "boot") == mark
         # Judge under the writer lock: another process may judge, and then begin to write, at this moment.
         handle = self.env.begin(write=True) if verify or not same else None
         try:
-            same = bool(mark) and _read_marker(self.path, "boot") == mark
+            same = bool(mark) and read_marker(self.path, "boot") == mark
             self.users = os.open(self.path / "users", os.O_RDWR | os.O_CREAT, 0o666)
             try:
                 fcntl.flock(self.users, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 same = True
             fcntl.flock(self.users, fcntl.LOCK_SH)
-            if not same and _read_marker(self.path, "clean") != str(self.env.info()["last_txnid"]):
+            if not same and read_marker(self.path, "clean") != str(self.env.info()["last_txnid"]):
                 return False
-            if handle is not None and not _sound(self.path):
+            if handle is not None and not sound(self.path):
                 return False
-            if handle is not None and _read_marker(self.path, "boot") != mark:
-                _write_marker(self.path, "boot", mark)
+            if handle is not None and read_marker(self.path, "boot") != mark:
+                write_marker(self.path, "boot", mark)
             return True
         finally:
             if handle is not None:
@@ -481,8 +325,7 @@ def open_generation(path: Path, boot: str, map_bytes: int) -> Generation | None:
             raise GoneError
         if not data.is_file() or data.stat().st_size == 0:
             return None  # where LMDB would quietly begin anew
-        options = {"max_dbs": MAX_TABLES, "max_readers": MAX_READERS, "sync": False, "metasync": False, **_OPTIONS}
-        env = lmdb.open(str(path), map_size=map_bytes, create=False, **options)
+        env = lmdb.open(str(path), map_size=map_bytes, create=False, metasync=False, **options())
         found = Generation(path, env)
         live.add(found)
         env.reader_check()
@@ -492,7 +335,7 @@ def open_generation(path: Path, boot: str, map_bytes: int) -> Generation | None:
     except (lmdb.Error, OSError) as error:
         if isinstance(error, lmdb.MapResizedError) or not data.exists():
             raise GoneError from error
-        if isinstance(error, (lmdb.MemoryError, lmdb.InvalidParameterError)) and not _sound(path):
+        if isinstance(error, (lmdb.MemoryError, lmdb.InvalidParameterError)) and not sound(path):
             return None  # a damaged header asked for an absurd map
         raise translated(error) from error
     finally:

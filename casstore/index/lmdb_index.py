@@ -15,20 +15,15 @@ import lmdb
 from casstore.config import process_id
 from casstore.errors import BackendError, InvalidInputError, ReadOnlyError
 from casstore.index.environment import (
-    DAMAGE,
-    ENGINE,
     WAIT_SECONDS,
     Generation,
     GoneError,
     RemapError,
     Transaction,
-    highest,
     live,
     open_generation,
-    publish,
-    tidy,
-    translated,
 )
+from casstore.index.files import DAMAGE, ENGINE, highest, publish, tidy, translated
 from casstore.index.tables import IndexDamagedError, T
 from casstore.overlay import Tables
 
@@ -358,11 +353,15 @@ class LmdbIndex:
             if seen.extent() < least or seen.unused() < share * seen.extent():
                 return 0
         with shared.writer:
-            generation = shared.acquire()
-            try:
-                return self._copy(shared, generation, share)
-            finally:
-                generation.leave()
+            while True:
+                generation = shared.acquire()
+                try:
+                    return self._copy(shared, generation, share)
+                except RemapError as need:
+                    size = need.size
+                finally:
+                    generation.leave()
+                generation.remap(size)
 
     @staticmethod
     def _copy(shared: _Shared, generation: Generation, share: float) -> int:

@@ -5,38 +5,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, suppress
-from typing import Protocol
 
 from casstore.backend.room import is_full
 from casstore.errors import BackendError
-from casstore.index.tables import T
+from casstore.index.tables import Storage, T
 from casstore.overlay import Overlay, Tables
 
 Kept = dict[str, dict[bytes, bytes | None]]
-
-
-class Base(Protocol):
-    """What has no room."""
-
-    def read(self) -> AbstractContextManager[Tables]:
-        """A consistent snapshot."""
-        ...
-
-    def update(self, body: Callable[[Tables], T]) -> T:
-        """One write transaction."""
-        ...
-
-    def reset(self) -> None:
-        """Empty every table."""
-        ...
-
-    def compact(self, share: float, *, least: int = 0) -> int:
-        """Leave out what is free, if it is at least a share, of at least so many bytes; bytes saved."""
-        ...
-
-    def close(self) -> None:
-        """Let go."""
-        ...
 
 
 class _Layer(Overlay):
@@ -60,7 +35,7 @@ class SpillIndex:
     its own in memory.
     """
 
-    def __init__(self, base: Base, position: Callable[[Tables], int]) -> None:
+    def __init__(self, base: Storage, position: Callable[[Tables], int]) -> None:
         self._base = base
         self._position = position
         self._lock = threading.Lock()

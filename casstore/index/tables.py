@@ -2,13 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
-from typing import TypeVar
+from collections.abc import Callable, Collection
+from contextlib import AbstractContextManager
+from typing import Protocol, TypeVar
 
 from casstore.errors import IntegrityError, LimitError
-from casstore.overlay import KEY_BYTES
+from casstore.overlay import KEY_BYTES, Tables
 
 T = TypeVar("T")
+
+
+class Storage(Protocol):
+    """An index, of whatever kind."""
+
+    def read(self) -> AbstractContextManager[Tables]:
+        """A consistent snapshot."""
+        ...
+
+    def update(self, body: Callable[[Tables], T]) -> T:
+        """One write transaction; ``body`` may run more than once."""
+        ...
+
+    def reset(self) -> None:
+        """Empty every table."""
+        ...
+
+    def compact(self, share: float, *, least: int = 0) -> int:
+        """Leave out what is free, if it is at least a share, of at least so many bytes; bytes saved."""
+        ...
+
+    def close(self) -> None:
+        """Let go."""
+        ...
 
 
 class IndexDamagedError(IntegrityError):

@@ -10,7 +10,7 @@ from casstore.format.layout import PACK_PREFIX, pack_of
 from casstore.format.rows import refcount
 from casstore.gc.counts import find_drift, live_roots
 from casstore.gc.mark import walk_nodes
-from casstore.gc.retire import read_footer
+from casstore.gc.moving import read_footer
 from casstore.index import MemoryIndex
 from casstore.log import Log
 from casstore.overlay import Tables

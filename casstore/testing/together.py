@@ -22,13 +22,14 @@ def together(engine: Engine, works: Sequence[Callable[[], object]]) -> list[obje
             outcomes[number] = error
 
     threads = [threading.Thread(target=run, args=(number,)) for number in range(len(works))]
-    with engine._commit_lock:  # noqa: SLF001 - as if another group were being committed
+    gathering = engine._gathering  # noqa: SLF001
+    with gathering.lock:  # as if another group were being committed
         for thread in threads:
-            waiting = len(engine._queue)  # noqa: SLF001
+            waiting = len(gathering.waiting)
             thread.start()
-            while thread.is_alive() and len(engine._queue) == waiting:  # noqa: SLF001
+            while thread.is_alive() and len(gathering.waiting) == waiting:
                 thread.join(0.001)
-    engine._wake(engine._queue[:1])  # noqa: SLF001
+    gathering.wake(gathering.waiting[:1])
     for thread in threads:
         thread.join()
     return outcomes

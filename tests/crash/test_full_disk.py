@@ -29,11 +29,11 @@ from casstore import Artifact, BackendError, InvalidInputError, Store
 from casstore.backend.osops import OsOps, StrPath
 from casstore.backend.room import is_full
 from casstore.cli import main
-from casstore.index import MemoryIndex, SpillIndex, environment
+from casstore.index import MemoryIndex, SpillIndex, Storage
+from casstore.index.files import translated
 from casstore.overlay import Tables
 from casstore.state import head_of
 from casstore.testing.checks import check_no_garbage, replayed, view_hash
-from casstore.view import Storage
 
 T = TypeVar("T")
 
@@ -520,8 +520,8 @@ def test_what_is_in_memory_holds_above_any_position_before_its_own() -> None:
 
 
 def test_an_index_that_is_full_says_so_by_the_number() -> None:
-    assert is_full(environment.translated(lmdb.DiskError("mdb_txn_commit: No space left on device")))
-    assert not is_full(environment.translated(lmdb.MapFullError("the map")))
+    assert is_full(translated(lmdb.DiskError("mdb_txn_commit: No space left on device")))
+    assert not is_full(translated(lmdb.MapFullError("the map")))
 
 
 def test_changes_that_lead_nowhere_are_not_kept_in_memory() -> None:

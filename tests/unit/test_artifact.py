@@ -69,12 +69,12 @@ def files(tmp_path: Path) -> Path:
 def unchanged(place: Path, draft: Artifact) -> Iterator[None]:
     """The store on disk and the draft are afterwards what they were before."""
     before, listed, changes = snapshot(place), list(draft.files()), draft.changes()
-    directories = +draft._directories
+    directories = +draft._places.directories
     yield
     assert snapshot(place) == before
     assert list(draft.files()) == listed
     assert draft.changes() == changes
-    assert +draft._directories == directories
+    assert +draft._places.directories == directories
     assert draft.is_draft()
 
 

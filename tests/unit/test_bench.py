@@ -24,7 +24,17 @@ from casstore.bench.contenders.contender import Contender
 from casstore.bench.contenders.floors import Copy, Tar
 from casstore.bench.contenders.ours import Casstore
 from casstore.bench.goals import goals
-from casstore.bench.measuring import Command, CommandFailed, Size, TookTooLong, Usage, forget_cached, measure, occupied
+from casstore.bench.measuring import (
+    Command,
+    CommandFailed,
+    Size,
+    TookTooLong,
+    Usage,
+    forget_cached,
+    measure,
+    occupied,
+    wait_until_idle,
+)
 from casstore.bench.report import document, tables
 from casstore.bench.runner import CorpusFacts, Plan, Record, run
 from casstore.bench.trees import Extent, apply, changes, copy_tree, differences, remove
@@ -184,6 +194,56 @@ def test_caches_are_dropped_of_all_files_or_of_the_machine(tmp_path: Path) -> No
     switch.write_text("0", encoding="ascii")
     assert forget_cached([], str(switch)) == "drop_caches"
     assert switch.read_text(encoding="ascii") == "3"
+
+
+class Disks:
+    """A file like /proc/diskstats, a clock, and requests that end at some moment of it."""
+
+    def __init__(self, place: Path, busy: Sequence[tuple[int, int]]) -> None:
+        self.counters = place / "diskstats"
+        self.milliseconds = 0
+        self._busy = busy
+        self._written = -1
+        self._write()
+
+    def clock(self) -> float:
+        return self.milliseconds / 1000
+
+    def sleep(self, seconds: float) -> None:
+        self.milliseconds += round(seconds * 1000)
+        self._write()
+
+    def _write(self) -> None:
+        in_flight = sum(start <= self.milliseconds < end for start, end in self._busy)
+        if in_flight == self._written:
+            return
+        self._written = in_flight
+        text = (
+            "   7       0 loop0 17185 18 268274 2218 129413 355352 21475210 180078 0 122372 277936 0 0 0 0 88 95\n"
+            f" 254       0 vda 1 2 3 4 5 6 7 8 {in_flight} 10 11 12 13 14 15 16 17\n"
+            " 253       0 zram0 2 0 16 0 1 0 8 0 0 0 0\n"
+        )
+        self.counters.write_text(text, encoding="ascii")
+
+    def wait(self) -> int:
+        wait_until_idle(str(self.counters), clock=self.clock, sleep=self.sleep)
+        return self.milliseconds
+
+
+def test_a_step_waits_until_no_disk_has_requests_in_flight(tmp_path: Path) -> None:
+    assert 100 <= Disks(tmp_path, []).wait() <= 110
+    assert 590 <= Disks(tmp_path, [(0, 495)]).wait() <= 600, "100 ms after the last that was seen"
+    assert 390 <= Disks(tmp_path, [(0, 35), (115, 295)]).wait() <= 400, "a pause of 80 ms is none"
+    assert 10_000 <= Disks(tmp_path, [(0, 1 << 60)]).wait() <= 10_010, "somebody else's requests do not end"
+
+
+def test_where_requests_are_not_counted_nobody_waits_for_them(tmp_path: Path) -> None:
+    disks = Disks(tmp_path, [(0, 500)])
+    for text in ("   7 0 loop0 1 2 3\n", "no numbers in it at all, and words up to the twelfth column of the line\n"):
+        disks.counters.write_text(text, encoding="ascii")
+        assert disks.wait() == 0
+    disks.counters.unlink()
+    assert disks.wait() == 0
 
 
 def test_what_a_program_leaves_in_the_background_is_ended(tmp_path: Path) -> None:

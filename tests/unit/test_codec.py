@@ -9,6 +9,7 @@ import random
 import struct
 import tracemalloc
 from collections.abc import Callable, Sequence
+from itertools import accumulate
 from pathlib import Path
 from typing import Any
 
@@ -239,6 +240,53 @@ def test_less_time_than_level_3_costs_few_bytes(part: int, most: float) -> None:
     number, stored = PLAIN.encode(cut(frame, part))
     assert number == ZSTD
     assert len(stored) < len(zstandard.ZstdCompressor(level=3).compress(frame)) * most
+
+
+def needed(stored: bytes, length: int, upto: int) -> int:
+    """How many of the stored bytes give a start of so many."""
+    low, high = 0, len(stored)
+    while low < high:
+        half = (low + high) // 2
+        if len(CODEC.decode_start(ZSTD, stored[:half], length, upto, "x")) < upto:
+            low = half + 1
+        else:
+            high = half
+    return low
+
+
+def test_a_chunk_of_a_large_file_needs_what_is_stored_of_it_and_before_it_and_no_more() -> None:
+    frame = words(290 * KIB)
+    sizes = [70 * KIB + 1, 5 * KIB, 44 * KIB, 50 * KIB, 100 * KIB]
+    sizes.append(len(frame) - sum(sizes))  # too little for a block
+    parts = [frame[at - size : at] for at, size in zip(accumulate(sizes), sizes, strict=True)]
+    number, stored = PLAIN.encode(parts)
+    stored = bytes(stored)
+    assert number == ZSTD
+    assert PLAIN.encode(parts, memoryview(frame)) == (number, stored)
+    assert zstandard.ZstdDecompressor().decompress(stored) == frame, "any reader reads it"
+    assert zstandard.frame_content_size(stored) == len(frame)
+    for upto in (sizes[0], sum(sizes[:3]), sum(sizes[:4])):
+        end = needed(stored, len(frame), upto)
+        assert abs(end / len(stored) - upto / len(frame)) < 0.02
+        # What is behind it is not even looked at.
+        damaged = stored[: end + 3] + b"\xff" * (len(stored) - end - 3)
+        assert CODEC.decode_start(ZSTD, damaged, len(frame), upto, "x") == frame[:upto]
+        with pytest.raises(IntegrityError):
+            CODEC.decode_start(ZSTD, damaged, len(frame), len(frame), "x")
+    # Blocks are not made too small: that would cost bytes.
+    for upto, block in ((sum(sizes[:2]), 3), (sum(sizes[:5]), 6)):
+        end = needed(stored, len(frame), upto)
+        assert end == needed(stored, len(frame), sum(sizes[:block]))
+
+
+def test_frames_without_large_chunks_are_in_blocks_of_zstd() -> None:
+    """What is read alone of them is small, and each block has tables of its own."""
+    frame = words(300 * KIB)
+    for part in (4 * KIB, 16 * KIB):
+        number, stored = PLAIN.encode(cut(frame, part))
+        stored = bytes(stored)
+        assert number == ZSTD
+        assert needed(stored, len(frame), 1) == needed(stored, len(frame), 128 * KIB)
 
 
 @pytest.mark.parametrize("level", [1, 9])

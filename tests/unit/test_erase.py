@@ -380,7 +380,7 @@ def test_a_collector_on_the_way_does_not_bring_it_back(store: Store, monkeypatch
     version = log(store, "a", {"f": secret, "g": block("g")})
     store.delete("a:v0")
     store.trash.empty()
-    upload = RETIRE._upload
+    upload = RETIRE.publish
     digests = [digest for digest, _ in version["f"].chunks]
     overtakings: list[str] = []
 
@@ -391,7 +391,7 @@ def test_a_collector_on_the_way_does_not_bring_it_back(store: Store, monkeypatch
             store._engine.commit(lambda _: (Erase(tuple(digests), WHY),))
 
     with monkeypatch.context() as patch:
-        patch.setattr(RETIRE, "_upload", overtaken)
+        patch.setattr(RETIRE, "publish", overtaken)
         store.gc(max_waste=0, grace=0)
     assert len(overtakings) == 1
     assert not {info.key for info in store._engine.backend.list(PACK_PREFIX)}.intersection(overtakings)

@@ -5,19 +5,20 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import accumulate
 from pathlib import Path
 
 import pytest
 
-from casstore import Artifact, InvalidInputError, Store, filebatch
-from casstore.format.filerows import Stamp
-from casstore.sources import LocalFile, local_file
+from casstore import Artifact, InvalidInputError, Store, filescan
+from casstore.format.filerows import Stamp, file_key
+from casstore.sources import LOCAL_FILE, SIGNATURE, LocalFile, local_file
 
 NOW = time.time_ns
 LATER = 3600 * 10**9
 
-pytestmark = pytest.mark.skipif(filebatch._native is None, reason="casstore was installed without a C compiler")
+pytestmark = pytest.mark.skipif(filescan._native is None, reason="casstore was installed without a C compiler")
 
 
 @pytest.fixture
@@ -32,20 +33,37 @@ def files(tmp_path: Path) -> list[LocalFile]:
 
 def read(files: list[LocalFile], before: int | None = None) -> list[bytes | None]:
     buffer = bytearray(100_000)
-    stamps = filebatch.read_unchanged(files, NOW() + LATER if before is None else before, buffer)
+    marks = filescan.read_unchanged(files, NOW() + LATER if before is None else before, buffer).marks
     ends = list(accumulate(file.signature.size for file in files))
     return [
-        None if stamp is None else bytes(buffer[end - file.signature.size : end])
-        for file, end, stamp in zip(files, ends, stamps, strict=True)
+        None if mark is None else bytes(buffer[end - file.signature.size : end])
+        for file, end, mark in zip(files, ends, marks, strict=True)
     ]
 
 
 def test_all_bytes_and_stamps_are_those_of_the_files(files: list[LocalFile]) -> None:
     assert read(files) == [Path(file.path).read_bytes() for file in files]
-    expected = [Stamp.of(os.stat(file.path)) for file in files]
-    assert filebatch.read_unchanged(files, NOW() + LATER, bytearray(100_000)) == expected
-    assert filebatch.stamps(files) == expected
+    found = filescan.read_unchanged(files, NOW() + LATER, bytearray(100_000))
+    assert found == filescan.look_up(files)
+    assert found.marks == [Stamp.of(os.stat(file.path)).mark for file in files]
+    assert found.keys == [file_key(path) for path in found.paths]
     assert read([]) == []
+
+
+def test_many_files_of_a_directory_are_read_from_there(tmp_path: Path) -> None:
+    files, contents = [], []
+    for number in range(64):
+        place = tmp_path / f"d{number // 20}" / f"f{number}"
+        place.parent.mkdir(exist_ok=True)
+        contents.append(os.urandom(number * 20))
+        place.write_bytes(contents[-1])
+        files.append(local_file(str(place)))
+    assert read(files) == contents
+    # One that is gone, one in a directory that is another by now, one whose path nobody can have.
+    Path(files[5].path).unlink()
+    (tmp_path / "d1").rename(tmp_path / "other")
+    files[50] = replace(files[50], path=files[50].path + "\0")
+    assert read(files) == [None if n == 5 or 20 <= n < 40 or n == 50 else data for n, data in enumerate(contents)]
 
 
 def _grow(path: Path) -> None:
@@ -81,26 +99,28 @@ def test_a_file_that_is_another_by_now_is_left_out_and_its_neighbours_are_not(
     contents = [Path(file.path).read_bytes() for file in files]
     change(Path(files[2].path))
     assert read(files) == [*contents[:2], None, *contents[3:]]
-    found = filebatch.stamps(files)
-    assert found[2] is None
-    assert None not in found[:2] + found[3:]
 
 
 def test_files_that_were_changed_of_late_are_left_to_the_careful_reader(files: list[LocalFile]) -> None:
     oldest = min(os.stat(file.path).st_ctime_ns for file in files)
     assert read(files, oldest - 1) == [None] * len(files)
+    for file in files:
+        os.utime(file.path, ns=(0, 0))  # ctime tells
+    old = [local_file(file.path) for file in files]
+    assert read(old, min(os.stat(file.path).st_ctime_ns for file in files) - 1) == [None] * len(files)
+    assert None not in read(old)
     os.utime(files[0].path, ns=(0, NOW() + 10 * LATER))  # an mtime to come
     assert read([local_file(files[0].path)]) == [None]
 
 
-def test_python_alone_finds_the_same_stamps(files: list[LocalFile], monkeypatch: pytest.MonkeyPatch) -> None:
-    gone = LocalFile(files[0].path + "-gone", files[0].signature)
-    odd = LocalFile("a\0b", files[0].signature)
-    quick = filebatch.stamps([*files, gone])
-    monkeypatch.setattr(filebatch, "_native", None)
-    assert filebatch.stamps([*files, gone]) == quick
-    assert filebatch.stamps([odd]) == [None]
+def test_python_alone_leaves_all_files_to_the_careful_reader(
+    files: list[LocalFile], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quick = filescan.read_unchanged(files, NOW() + LATER, bytearray(100_000))
+    monkeypatch.setattr(filescan, "_native", None)
     assert read(files) == [None] * len(files)
+    slow = filescan.read_unchanged(files, NOW() + LATER, bytearray(100_000))
+    assert slow == quick._replace(marks=[None] * len(files))
 
 
 def test_a_version_is_the_same_with_and_without_the_extension(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,8 +131,8 @@ def test_a_version_is_the_same_with_and_without_the_extension(tmp_path: Path, mo
         path.write_bytes(os.urandom(number * 40))
         os.utime(path, ns=(0, 0))
     digests = []
-    for native in (filebatch._native, None):
-        monkeypatch.setattr(filebatch, "_native", native)
+    for native in (filescan._native, None):
+        monkeypatch.setattr(filescan, "_native", native)
         with Store.create(tmp_path / f"store-{native is None}") as store:
             draft = Artifact("data")
             draft.add_dir(tree)
@@ -132,16 +152,20 @@ def test_a_file_that_cannot_be_read_is_told_in_the_words_of_the_careful_reader(t
         store.log_artifact(draft)
 
 
-def test_arguments_of_a_wrong_kind_are_refused() -> None:
-    native = filebatch._native
-    for wrong in ([1], [()], [("text", 0, 0, 0, 0)], [(b"a\0b", 0, 0, 0, 0)], [(b"a", -1, 0, 0, 0)], 7):
-        with pytest.raises((TypeError, ValueError)):
-            native.stat_files(wrong)
-        with pytest.raises((TypeError, ValueError)):
-            native.read_files(wrong, 0, bytearray(9))
-    with pytest.raises(ValueError, match="size"):
-        native.read_files([(b"a", 2**62, 0, 0, 0), (b"b", 2**62, 0, 0, 0)], 0, bytearray(9))
+def test_arguments_of_a_wrong_kind_are_refused(files: list[LocalFile]) -> None:
+    native = filescan._native
+    size = sum(file.signature.size for file in files)
+    for wrong in ([1], [()], 7):
+        with pytest.raises(TypeError):
+            native.read_files(wrong, LOCAL_FILE, SIGNATURE, 0, bytearray(9))
+    for much in (-1, 2**62):
+        huge = [replace(file, signature=replace(file.signature, size=much)) for file in files]
+        with pytest.raises(ValueError, match="size"):
+            native.read_files(huge, LOCAL_FILE, SIGNATURE, 0, bytearray(size))
+    native.read_files(files, LOCAL_FILE, SIGNATURE, 0, bytearray(size))
     with pytest.raises(ValueError, match="too small"):
-        native.read_files([(b"a", 10, 0, 0, 0)], 0, bytearray(9))
+        native.read_files(files, LOCAL_FILE, SIGNATURE, 0, bytearray(size - 1))
     with pytest.raises(TypeError):
-        native.read_files([], 0, b"fixed")
+        native.read_files(files, SIGNATURE, LOCAL_FILE, 0, bytearray(size))
+    with pytest.raises(TypeError):
+        native.read_files([], LOCAL_FILE, SIGNATURE, 0, b"fixed")

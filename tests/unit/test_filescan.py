@@ -193,6 +193,53 @@ def test_rows_are_read_as_in_python(files: list[LocalFile]) -> None:
         assert filescan.decode_rows([path], marks, [row[:at]]) == [None]
 
 
+def test_rows_are_written_as_in_python_and_only_where_they_say_something_new(files: list[LocalFile]) -> None:
+    digest = bytes(range(32))
+    kinds = [FileRow(b"m" * 16, 9), FileRow(b"n" * 16, 9, tree=digest), FileRow(b"o" * 16, 9, ((digest, 2**32 - 1),))]
+    kinds += [FileRow(b"p" * 16, 9, tuple((digest[:16], n) for n in range(count))) for count in (1, 2, 32, 300)]
+    paths = filescan.look_up(files).paths[: 12 * len(kinds)]
+    rows = (kinds * len(paths))[: len(paths)]
+    told = [encode_file(path, row._replace(used=20)) for path, row in zip(paths, rows, strict=True)]
+
+    def both(day: int, old: list[bytes | None], stale: int) -> list[bytes | None]:
+        ours = filescan.encode_rows(paths, rows, day, old, stale)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(filescan, "_native", None)
+            assert filescan.encode_rows(paths, rows, day, old, stale) == ours
+        return ours
+
+    nothing: list[bytes | None] = [None] * len(paths)
+    there: list[bytes | None] = [*told]
+    later = [encode_file(path, row._replace(used=23)) for path, row in zip(paths, rows, strict=True)]
+    assert both(20, nothing, 10) == told
+    assert both(20, there, 10) == nothing
+    assert both(23, there, 19) == nothing
+    assert both(23, there, 20) == later  # it is to be seen that they were of use
+    assert both(19, there, 10) != nothing  # a day to come is no day
+    assert both(23, [*later[1:], later[0]], 10) == later  # of another path, of another content
+    for number in range(len(kinds)):
+        for at in range(min(len(told[number]), 90)):
+            damaged = told[number][:at] + bytes([told[number][at] ^ 1]) + told[number][at + 1 :]
+            found = both(23, [*there[:number], damaged, *there[number + 1 :]], 10)
+            assert found == [*nothing[:number], later[number], *nothing[number + 1 :]]
+        short = told[number][: 8 * number]
+        assert both(23, [*there[:number], short, *there[number + 1 :]], 10)[number] == later[number]
+
+
+def test_rows_of_files_that_were_read_are_those_of_python() -> None:
+    marks, counts = [b"a" * 16, b"", b"c" * 16, b"d" * 16], [1, 0, 3, 1]
+    digests = [bytes([n]) * 32 for n in range(5)]
+    starts, ends = [0, 10, 20, 30, 2**40], [10, 20, 30, 35, 2**40 + 7]
+    ours = filescan.file_rows(marks, digests, starts, ends, counts)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(filescan, "_native", None)
+        assert filescan.file_rows(marks, digests, starts, ends, counts) == ours
+    assert {type(row) for row in ours} == {FileRow}
+    assert [row.mark for row in ours] == marks
+    assert [[length for _, length in row.chunks] for row in ours] == [[10], [], [10, 10, 5], [7]]
+    assert [digest for row in ours for digest, _ in row.chunks] == digests
+
+
 def test_entries_are_those_of_python(tree: Path) -> None:
     found = scanned(tree, native=True, keep_mode=True)
     files = [(path, source) for path, source in found.items() if isinstance(source, LocalFile)]
@@ -287,12 +334,38 @@ def test_what_is_no_file_no_row_and_no_shape_is_refused(files: list[LocalFile]) 
         lambda: native.decode_rows(FileRow, [b""], [], []),
         lambda: native.decode_rows(FileRow, ["a"], [b""], [b""]),
         lambda: native.decode_rows(dict, [], [], []),
+        lambda: native.encode_rows([b""], [], 0, [], 0),
+        lambda: native.encode_rows([b""], [1], 0, [None], 0),
+        lambda: native.encode_rows([""], [FileRow(bytes(16), 0)], 0, [None], 0),
+        lambda: native.encode_rows([b""], [FileRow(bytes(16), 0, [])], 0, [None], 0),  # type: ignore[arg-type]
+        lambda: native.encode_rows([b""], [FileRow(bytes(16), 0, (1,))], 0, [None], 0),  # type: ignore[arg-type]
+        lambda: native.encode_rows([b""], [FileRow(bytes(16), 0, ((b"", ""),))], 0, [None], 0),  # type: ignore[arg-type]
+        lambda: native.encode_rows([b""], [FileRow(bytes(16), 0, ((b"", 0),), 1)], 0, [None], 0),  # type: ignore[arg-type]
+        lambda: native.encode_rows([b""], [FileRow(bytes(16), 0)], 0, [1], 0),
+        lambda: native.file_rows(FileRow, [b""], [], [], [], []),
+        lambda: native.file_rows(FileRow, [], [b""], [], [0], []),
+        lambda: native.file_rows(dict, [], [], [], [], []),
+        lambda: native.file_rows(FileRow, [b""], [b""], ["a"], [0], [1]),
         lambda: native.file_entries(sources.ENTRY, 0, local, signature, [1], [FileRow(b"", 0)]),
         lambda: native.file_entries(sources.ENTRY, 0, local, signature, [("a", files[0])], [1]),
         lambda: native.cut_leaf(sources.ENTRY, 0, (), 0, 1024),
     )
     for call in calls:
         with pytest.raises(TypeError):
+            call()
+    values: tuple[Callable[[], object], ...] = (
+        lambda: native.encode_rows([b""], [FileRow(b"m", 0)], 0, [None], 0),
+        lambda: native.encode_rows([b""], [FileRow(bytes(16), 0)], 2**32, [None], 0),
+        lambda: native.encode_rows([b""], [FileRow(bytes(16), 0, ((b"", 2**32),))], 0, [None], 0),
+        lambda: native.encode_rows([b""], [FileRow(bytes(16), 0, ((bytes(256), 0),))], 0, [None], 0),
+        lambda: native.encode_rows([b""], [FileRow(bytes(16), 0, ((b"a", 0), (b"", 0)))], 0, [None], 0),
+        lambda: native.encode_rows([b""], [FileRow(bytes(16), 0, tree=bytes(256))], 0, [None], 0),
+        lambda: native.encode_rows([b""], [FileRow(bytes(16), 0, ((b"", 0),) * 0xFFFF)], 0, [None], 0),
+        lambda: native.file_rows(FileRow, [b""], [b""], [0], [0], [2]),
+        lambda: native.file_rows(FileRow, [b""], [b""], [0], [0], [-1]),
+    )
+    for call in values:
+        with pytest.raises(ValueError, match=r"out of range|so many"):
             call()
     with pytest.raises(OverflowError):
         native.look_up([replace(files[0], signature=replace(files[0].signature, inode=-1))], local, signature)

@@ -21,6 +21,7 @@ from casstore.errors import AlreadyExistsError
 from casstore.format.layout import PACK_PREFIX
 from casstore.index import IndexDamagedError, MemoryIndex
 from casstore.overlay import Overlay, Tables
+from casstore.state.transition import _Changes
 from casstore.testing.together import together
 
 
@@ -52,7 +53,7 @@ class Waits:
 @pytest.fixture
 def store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Store]:
     """A store on which every group takes hours, so that nobody soon stops waiting for others."""
-    monkeypatch.setattr("casstore.engine.GATHER", 20)
+    monkeypatch.setattr("casstore.grouping.GATHER", 20)
     hours = itertools.count(1)
     with Store.create(tmp_path / "s", runtime=Runtime(monotonic=lambda: 3600.0 * next(hours))) as made:
         yield made
@@ -69,7 +70,7 @@ def test_a_group_waits_for_those_who_were_committed_with_the_one_before(store: S
 
     def second() -> object:
         store.log_artifact(artifact("b", b"1"))
-        while not turn.locked() or not engine._commit_lock.locked():
+        while not turn.locked() or not engine._gathering.lock.locked():
             if store.get("a").version == "v1":  # it has not waited
                 break
         return store.log_artifact(artifact("b", b"2"))
@@ -80,14 +81,14 @@ def test_a_group_waits_for_those_who_were_committed_with_the_one_before(store: S
 
 
 def test_who_commits_alone_waits_for_nobody(store: Store) -> None:
-    store._engine._gathered = waits = Waits()  # type: ignore[assignment]
+    store._engine._gathering.gathered = waits = Waits()  # type: ignore[assignment]
     for number in range(3):
         store.log_artifact(artifact("a", b"%d" % number))
     assert waits.count == 0
 
 
 def test_who_does_not_come_again_is_waited_for_once(store: Store) -> None:
-    store._engine._gathered = waits = Waits()  # type: ignore[assignment]
+    store._engine._gathering.gathered = waits = Waits()  # type: ignore[assignment]
     works: list[Callable[[], object]] = [
         lambda: store.log_artifact(artifact("a", b"1")),
         lambda: store.log_artifact(artifact("b", b"1")),
@@ -180,7 +181,9 @@ def test_a_log_finds_what_another_handle_has_stored_meanwhile(tmp_path: Path) ->
     """Each with a view of its own, so that only the log tells."""
     place = tmp_path / "s"
     with Store.create(place) as one, Store.open(place) as two:
-        one._engine.view._storage = MemoryIndex(one._engine.view._storage._tables)  # type: ignore[attr-defined]
+        shared = one._engine.view._storage
+        one._engine.view._storage = MemoryIndex(shared._tables)  # type: ignore[attr-defined]
+        shared.close()
         one._engine.view._reached = 0
         one.log_artifact(artifact("a", b"1"))
         two.log_artifact(artifact("b", b"common"))
@@ -217,7 +220,7 @@ def test_an_overlay_counts_what_a_scan_shows_however_it_was_changed() -> None:
         with index.read() as base:
             overlay = Overlay(base)
             for _ in range(12):
-                layer = Overlay(overlay)
+                layer = chance.choice([Overlay, _Changes])(overlay)
                 for _ in range(chance.randrange(3)):
                     if chance.random() < 0.5:
                         layer.put("t", chance.choice(keys), b"new")
@@ -231,3 +234,15 @@ def test_an_overlay_counts_what_a_scan_shows_however_it_was_changed() -> None:
                     layer.flush()
                     assert layer.count("t") == overlay.count("t")
                 assert overlay.count("t") == sum(1 for _ in overlay.scan("t"))
+
+
+def test_a_transaction_counts_what_it_has_set_and_taken_back() -> None:
+    index = MemoryIndex(("t",))
+    with index.read() as base:
+        changes = _Changes(Overlay(base))
+        changes.put("t", b"a", b"")
+        assert changes.count("t") == 1
+        changes.delete("t", b"a")
+        assert changes.count("t") == 0
+        changes.put("t", b"b", b"")
+        assert changes.count("t") == 1

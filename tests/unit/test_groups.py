@@ -312,8 +312,8 @@ def test_who_is_committed_does_not_wait_for_the_next_commit(store: Store, monkey
             assert go_on.wait(40)
         return create(log, segment)
 
-    monkeypatch.setattr("casstore.engine.GROUP", 2)
-    monkeypatch.setattr("casstore.engine.PATIENCE", 60)  # nobody is to depend on it
+    monkeypatch.setattr("casstore.grouping.GROUP", 2)
+    monkeypatch.setattr("casstore.grouping.PATIENCE", 60)  # nobody is to depend on it
     monkeypatch.setattr(Log, "create", creating)
     finished = threading.Semaphore(0)
 

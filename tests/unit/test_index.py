@@ -21,7 +21,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from casstore.errors import BackendError, InvalidInputError, LimitError, ReadOnlyError
-from casstore.index import IndexDamagedError, LmdbIndex, MemoryIndex, Tables, environment, lmdb_index
+from casstore.index import IndexDamagedError, LmdbIndex, MemoryIndex, Tables, environment, files, lmdb_index
 
 MIB = 1024 * 1024
 NAMES = ("a", "b")
@@ -718,7 +718,7 @@ def test_what_lmdb_builds_is_sound(tmp_path: Path) -> None:
                 tables.delete("a", b"%d" % chance.randrange(100))
 
         index.update(body)
-        assert environment._sound(data_file(tmp_path).parent)
+        assert files.sound(data_file(tmp_path).parent)
     index.close()
 
 
@@ -797,7 +797,7 @@ index.close()
 def test_an_interrupted_discard_is_noticed(tmp_path: Path) -> None:
     index = open_lmdb(tmp_path)
     put(index, b"k")
-    environment.publish(tmp_path / "lmdb-v1", 2)  # and killed before the old one was renamed away
+    files.publish(tmp_path / "lmdb-v1", 2)  # and killed before the old one was renamed away
     assert get(index, b"k") is None
     put(index, b"l")
     assert [path.name for path in (tmp_path / "lmdb-v1").iterdir()] == ["2"]
@@ -887,7 +887,7 @@ def test_no_right_to_write_is_a_backend_error(tmp_path: Path) -> None:
 
 
 def test_too_many_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(environment, "MAX_READERS", 2)
+    monkeypatch.setattr(files, "MAX_READERS", 2)
     index = open_lmdb(tmp_path)
     generation = index._use().acquire()
     held: list[environment.Transaction] = []

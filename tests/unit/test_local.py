@@ -113,6 +113,36 @@ def test_what_a_large_session_wrote_gives_its_memory_to_what_comes_next_and_is_r
     assert backend.read("a/5") == data
 
 
+@pytest.mark.skipif(not hasattr(os, "posix_fadvise"), reason="the system takes no such advice")
+def test_what_was_given_up_is_recalled_whole_by_whoever_reads_in_it_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mib = 1 << 20
+    advice: list[tuple[str, int, int, int]] = []
+
+    def advise(fd: int, offset: int, length: int, what: int) -> None:
+        advice.append((os.path.basename(os.readlink(f"/proc/self/fd/{fd}")), offset, length, what))
+
+    monkeypatch.setattr(os, "posix_fadvise", advise)
+    monkeypatch.setattr(local, "_KEPT", 0)
+    monkeypatch.setattr(local, "_NOTED", 2)
+    backend = LocalBackend(tmp_path / "s", OsOps(), dear_memory=lambda: True)
+    data = os.urandom(3 << 19)
+    for key in ("a/1", "a/2", "a/3"):
+        backend.create(key, data)
+    backend.create("a/small", data[:1000])
+    advice.clear()
+    assert backend.read("a/1", offset=5, length=7) == data[5:12]
+    assert backend.read("a/small") == data[:1000]
+    assert advice == [], "no more are known than is bearable, and the oldest are forgotten first"
+    assert backend.read("a/2", offset=5, length=7) == data[5:12]
+    assert advice == [("2", 0, mib, os.POSIX_FADV_WILLNEED), ("2", mib, mib, os.POSIX_FADV_WILLNEED)]
+    assert backend.read("a/2", offset=mib) == data[mib:]
+    assert len(advice) == 2, "once"
+    backend.recall()
+    assert [name for name, *_ in advice] == ["2", "2", "3", "3"], "in the end, what nobody has read"
+
+
 def test_where_memory_is_cheap_nothing_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(local, "_KEPT", 0)
     backend = LocalBackend(tmp_path / "s", OsOps(), dear_memory=lambda: False)

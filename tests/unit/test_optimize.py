@@ -14,7 +14,7 @@ from casstore.contents import pieces
 from casstore.format.packs import Footer
 from casstore.gc import sketch
 from casstore.gc.groups import is_arranged, is_group
-from casstore.gc.retire import read_footer
+from casstore.gc.moving import read_footer
 from casstore.model import ChunkKind, PackState
 from casstore.testing.checks import check_no_garbage, read_files, recount, replayed, view_hash
 from casstore.testing.snapshot import snapshot

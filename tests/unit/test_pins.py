@@ -395,7 +395,7 @@ def test_a_download_goes_on_while_its_version_is_purged_and_collected(
     world: World, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Between two batches, 40 seconds in, with grace 0."""
-    monkeypatch.setattr(checkout_module, "BATCH_FILES", 4)
+    monkeypatch.setattr(checkout_module, "MOST_FILES", 4)
     version = log(store, "data", FILES)
     other = world.open(writer="other:2")
     steps: list[list[str]] = []

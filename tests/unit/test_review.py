@@ -26,7 +26,7 @@ from casstore.cli import main
 from casstore.errors import BackendError, RefusedError
 from casstore.format.rows import encode_row
 from casstore.gc import clearance
-from casstore.index import LmdbIndex, MemoryIndex, SpillIndex, environment
+from casstore.index import LmdbIndex, MemoryIndex, SpillIndex, environment, files
 from casstore.model import Quarantine
 from casstore.overlay import Tables
 from casstore.state import LOST, TABLES, head_of
@@ -295,7 +295,7 @@ def test_an_index_that_is_discarded_as_a_change_begins_is_made_again(
     log(store, {"a": b"1"})
     store.close()
     with Store.open(path) as again:
-        real = environment._fsync_directory
+        real = files.fsync_directory
         gone: list[Path] = []
 
         def fsync(directory: Path) -> None:
@@ -305,7 +305,7 @@ def test_an_index_that_is_discarded_as_a_change_begins_is_made_again(
                 shutil.rmtree(directory, ignore_errors=True)
             real(directory)
 
-        monkeypatch.setattr(environment, "_fsync_directory", fsync)
+        monkeypatch.setattr(environment, "fsync_directory", fsync)
         log(again, {"a": b"2"})
         assert gone
         assert read_files(again.get("c")) == {"a": b"2"}

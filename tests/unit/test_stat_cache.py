@@ -16,7 +16,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -34,7 +34,6 @@ from casstore import (
     Store,
     StoreConfig,
     Version,
-    filebatch,
     filescan,
     reading,
 )
@@ -102,18 +101,18 @@ def opened(tree: Path, monkeypatch: pytest.MonkeyPatch) -> Opened:
 
 def watch_batches(patch: pytest.MonkeyPatch, note: Callable[[str], object]) -> None:
     """Tell of each file that is read among many, by the C extension."""
-    if filebatch._native is None:
+    if filescan._native is None:
         return
-    real = filebatch._native.read_files
+    real = filescan._native.read_files
 
-    def watching(files: Sequence[tuple[bytes, int, int, int, int]], before: int, buffer: bytearray) -> list[int]:
-        ctimes: list[int] = real(files, before, buffer)
-        for (path, *_), ctime in zip(files, ctimes, strict=True):
-            if ctime >= 0:  # the others are opened again, one by one
+    def watching(*args: object) -> tuple[list[bytes], list[bytes], list[bytes | None]]:
+        paths, keys, marks = real(*args)
+        for path, mark in zip(paths, marks, strict=True):
+            if mark is not None:  # the others are opened again, one by one
                 note(os.fsdecode(path))
-        return ctimes
+        return paths, keys, marks
 
-    patch.setattr(filebatch._native, "read_files", watching)
+    patch.setattr(filescan._native, "read_files", watching)
 
 
 def runtime(ahead: int = LATER, kind: str = "ext4") -> Runtime:
@@ -196,6 +195,37 @@ def test_nothing_of_an_unchanged_tree_of_1000_files_is_opened(tmp_path: Path) ->
             assert_is(third, tree)
 
 
+def test_reading_unchanged_files_again_writes_nothing_till_their_rows_are_stale(store: Store, tree: Path) -> None:
+    log(store, tree)
+    changes: list[int] = []
+
+    def read_again(day: int) -> None:
+        micros = 86_400 * 1_000_000
+        world = replace(runtime(), file_clock=lambda: system_micros() + LATER + day * micros)
+        changes.clear()
+        with again(store, world) as other, pytest.MonkeyPatch.context() as patch:
+            real = other._engine.view.note
+
+            def note(body: Callable[[Tables], object]) -> object:
+                changes.append(day)
+                return real(body)
+
+            patch.setattr(other._engine.view, "note", note)
+            assert_is(log(other, tree, trust_mtime=False), tree)
+
+    read_again(0)
+    assert not changes
+    read_again(STALE_DAYS - 1)
+    assert not changes
+    read_again(STALE_DAYS + 1)
+    assert changes
+    read_again(STALE_DAYS + 1)
+    assert not changes
+    later(tree / "a", lambda: (tree / "a").write_bytes(b"other"))
+    read_again(STALE_DAYS + 1)
+    assert changes
+
+
 def test_files_of_every_length_are_remembered_in_every_kind_of_store(tree: Path, opened: Opened) -> None:
     for url in ("memory://stat-cache", tree.parent / "other"):
         with Store.create(url, config=SMALL, settings=TUNING, runtime=runtime()) as store:
@@ -223,9 +253,9 @@ def test_another_process_reads_nothing_either(store: Store, tree: Path, opened: 
     script = f"""
 import json, os, sys
 sys.path.insert(0, {str(Path(__file__).parents[2])!r})
-from casstore import Artifact, Store, filebatch, filescan, reading
+from casstore import Artifact, Store, filescan, reading
 from casstore.config import Runtime, system_micros
-filebatch._native = filescan._native = None
+filescan._native = None
 seen, real = [], reading.open_local
 reading.open_local = lambda source: (seen.append(source.path), real(source))[1]
 world = Runtime(file_clock=lambda: system_micros() + {LATER}, file_system=lambda _: "ext4")
@@ -889,8 +919,7 @@ def play(grain: int, steps: list[tuple[str, str, str, int, int]], margin: int = 
         disk.root.mkdir()
         patch.setattr(Stamp, "of", disk.stamp)
         patch.setattr("casstore.statcache.MARGIN_NS", margin)
-        for module in (filebatch, filescan):
-            patch.setattr(module, "_native", None)  # it would see the times of the real file system
+        patch.setattr(filescan, "_native", None)  # it would see the times of the real file system
         seen: list[str] = []
 
         def open_and_tell(source: LocalFile) -> BinaryIO:

@@ -465,3 +465,20 @@ def test_the_states_a_version_goes_through(tmp_path: Path) -> None:
         store.gc(grace=0)
         seen.append(version.state)
     assert seen == ["COMMITTED", "TRASHED", "PURGED", "COLLECTED"]
+
+
+def test_a_reader_with_a_view_of_its_own_sees_at_once_what_others_do_to_its_version(
+    store: Store, tmp_path: Path, clock: Clock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("CASSTORE_CACHE_DIR", str(tmp_path / "cache"))
+    mine = log(store, a=b"1")
+    with Store.open(tmp_path / "store", read_only=True, clock=clock) as other:
+        version = other.get("ds:v0")
+        assert version["a"].read() == b"1"
+        mine.description = "other words"
+        mine.save()
+        version.refresh()
+        assert version.description == "other words"
+        mine.delete(delete_aliases=True)
+        with pytest.raises(VersionNotFoundError):
+            version["a"]

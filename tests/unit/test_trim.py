@@ -1,6 +1,6 @@
 """The index stays small after large logs, whoever else uses it; and packs are written while the next ones are read.
 
-Guards `View.trim`, the page fill of `Transaction.change`, and the overlap in `casstore.gc.retire`.
+Guards `View.trim`, the page fill of `Transaction.change`, and the overlap in `casstore.gc.retire` and `…reclaim`.
 """
 
 from __future__ import annotations
@@ -24,10 +24,12 @@ from casstore.format.layout import pack_key
 from casstore.format.rows import chunk_row, refcounts, with_refcount, with_refcounts
 from casstore.gc.reclaim import listed_packs
 from casstore.index import LmdbIndex, MemoryIndex, environment, lmdb_index
+from casstore.model import PackState
 from casstore.statcache import StatCache
 from casstore.view import packs
 
 retire: Any = sys.modules["casstore.gc.retire"]
+reclaim: Any = sys.modules["casstore.gc.reclaim"]
 SMALL = StoreConfig(
     chunker=ChunkerParams(minimum=256, average=1024, maximum=4096), frame_bytes=4096, pack_bytes=65536, node_bytes=512
 )
@@ -266,11 +268,16 @@ def live(store: Store) -> set[bytes]:
         return {name for name, _ in packs(tables)}
 
 
+def live_packs(store: Store) -> set[bytes]:
+    with store._engine.view.read() as tables:
+        return {name for name, row in packs(tables) if row.state is PackState.LIVE}
+
+
 def test_a_pack_is_committed_when_it_is_written_and_written_while_the_next_is_read(
     wasteful: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     engine = wasteful._engine
-    upload, commit, take = retire._upload, retire.commit_moved, retire.Mover.take
+    upload, commit, take = retire.publish, retire.commit_moved, retire.Mover.take
     read_on = threading.Event()
     begun: list[bytes] = []
     moved: list[int] = []
@@ -292,7 +299,7 @@ def test_a_pack_is_committed_when_it_is_written_and_written_while_the_next_is_re
         moved.append(len(added))
         return int(commit(job, added, batch))
 
-    monkeypatch.setattr(retire, "_upload", slow)
+    monkeypatch.setattr(retire, "publish", slow)
     monkeypatch.setattr(retire.Mover, "take", on)
     monkeypatch.setattr(retire, "commit_moved", committed)
     wasteful.gc(grace=0, max_waste=0.0)
@@ -307,7 +314,7 @@ def test_a_repack_that_fails_leaves_no_pack_nobody_knows(
     wasteful: Store, monkeypatch: pytest.MonkeyPatch, where: str
 ) -> None:
     engine = wasteful._engine
-    name = {"upload": "_upload", "commit": "commit_moved"}[where]
+    name = {"upload": "publish", "commit": "commit_moved"}[where]
     real = getattr(retire, name)
     calls: list[int] = []
 
@@ -377,4 +384,57 @@ def test_remembered_files_are_gone_through_only_if_much_was_freed(
     assert not walked
     cache.forget_gone(1000 // statcache.FEW)
     assert walked
+    wasteful.close()
+
+
+# --- packs are deleted beside one another
+
+
+def test_large_packs_are_deleted_at_the_same_time_and_all_of_them(
+    wasteful: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(reclaim, "LARGE", 0)
+    delete = wasteful._engine.backend.delete
+    both = threading.Barrier(2, timeout=30)
+    gone: list[str] = []
+
+    def together(key: str) -> None:
+        if len(gone) < 2:
+            gone.append(key)
+            both.wait()
+        delete(key)
+
+    monkeypatch.setattr(wasteful._engine.backend, "delete", together)
+    report = wasteful.gc(grace=0, max_waste=0.0)
+    assert report.reclaimed_packs > 2
+    assert report.reclaimed_packs >= report.retired_packs
+    assert set(listed_packs(wasteful._engine)) == live_packs(wasteful)
+    assert not wasteful.fsck(read_data=True).findings
+    wasteful.close()
+
+
+def test_no_pack_is_deleted_any_more_after_one_that_cannot_be(wasteful: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reclaim, "LARGE", 0)
+    monkeypatch.setattr(reclaim, "AT_A_TIME", 2)
+    delete = wasteful._engine.backend.delete
+    asked: list[str] = []
+    done: list[str] = []
+
+    def denied(key: str) -> None:
+        asked.append(key)
+        if len(asked) == 1:
+            raise BackendError("cannot delete it")
+        delete(key)
+        done.append(key)
+
+    monkeypatch.setattr(wasteful._engine.backend, "delete", denied)
+    with pytest.raises(BackendError, match="cannot delete it"):
+        wasteful.gc(grace=0, max_waste=0.0)
+    seen = len(asked)
+    assert seen <= 3, "but what was begun beside it, or before"
+    assert len(done) == seen - 1, "and that is over when the error is told"
+    monkeypatch.undo()
+    assert wasteful.gc(grace=0, max_waste=0.0).reclaimed_packs > 3
+    assert set(listed_packs(wasteful._engine)) == live_packs(wasteful)
+    assert not wasteful.fsck(read_data=True).findings
     wasteful.close()

@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 
 from casstore import Artifact, IntegrityError, Store
-from casstore.chunks import ChunkWriter
 from casstore.format.rows import kind_of_row
 from casstore.model import ChunkKind
 from casstore.overlay import Overlay
+from casstore.packing import ChunkWriter
 from casstore.state import CHUNK
 from casstore.testing.checks import check_no_garbage, recount
 from casstore.writer import Writer

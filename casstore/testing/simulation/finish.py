@@ -7,8 +7,8 @@ from collections import Counter
 
 from casstore.errors import IntegrityError
 from casstore.format.layout import PACK_PREFIX, pack_of
+from casstore.gc.moving import read_footer
 from casstore.gc.plan import Limits, make_plan
-from casstore.gc.retire import read_footer
 from casstore.index import MemoryIndex
 from casstore.model import ChunkKind
 from casstore.policy import DEFAULT_POLICY
